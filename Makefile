@@ -1,0 +1,131 @@
+# MedAlign: every step is a rule with a real file behind it. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3.11
+VENV   := .venv
+PY     := $(VENV)/bin/python
+QUANT  ?= Q4_K_M
+
+# What is trained. RECIPE= chooses, else the hardware does; SEED= trains under another seed,
+# into a run of its own.
+ifeq ($(origin RECIPE),undefined)
+RECIPE := $(shell python3 scripts/pick_recipe.py 2>/dev/null || echo no-recipe-for-this-gpu)
+endif
+SEED   ?=
+FAMILY := $(notdir $(patsubst %/,%,$(dir $(RECIPE))))
+RUN    := $(patsubst recipes/%.yaml,runs/%,$(RECIPE))$(if $(SEED),-seed$(SEED))
+STEM   := $(shell sed -n '/^$(FAMILY):/,/^$$/s/^  name: *//p' recipes/models.yaml)
+
+BASE   := build/models/smollm2-135m-instruct
+DATA   := build/data/education
+ADAPTER := $(RUN)/adapter/manifest.json
+MERGED := $(RUN)/merged/manifest.json
+GGUF   := $(RUN)/$(STEM)-$(QUANT).gguf
+
+export AXOLOTL_DO_NOT_TRACK := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+# Nothing is to be downloaded for the embedded model.
+ifeq ($(FAMILY),smollm2-135m)
+export HF_HUB_OFFLINE := 1
+NEEDS_BASE := $(BASE)/manifest.json
+BASE_GGUF := $(BASE)-$(QUANT).gguf
+endif
+
+.PHONY: help setup demo data base sft merge gguf ollama eval report results seeds \
+        review-sheet test test-fast lint lock clean
+
+help:  ## this list
+	@echo "make TARGET [RECIPE=recipes/…/….yaml] [SEED=n] [QUANT=Q4_K_M]   (now: $(RECIPE))"
+	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: report  ## from nothing to a trained, quantized, evaluated model and its report
+
+setup: $(VENV)/.ready build/llama.cpp/VERSION  ## the environment: .venv, dependencies, GGUF converter
+
+$(VENV)/.ready: pyproject.toml constraints.txt scripts/install.sh
+	@PYTHON=$(PYTHON) bash scripts/install.sh $(VENV)
+
+build/llama.cpp/VERSION: | $(VENV)/.ready
+	@$(PY) scripts/fetch_converter.py --out build/llama.cpp
+
+base: $(BASE)/manifest.json  ## the embedded base model, from the GGUF in its package
+$(BASE)/manifest.json: scripts/build_base.py recipes/templates/smollm2.jinja | $(VENV)/.ready
+	@$(PY) scripts/build_base.py --out $(BASE)
+
+data: $(DATA)/manifest.json  ## check the education set and build the chat rows
+$(DATA)/manifest.json: $(wildcard data/education/*.jsonl evals/education_format/*.jsonl) \
+		data/system_prompt.txt scripts/check_education.py scripts/build_sft.py scripts/sections.py \
+		| $(VENV)/.ready
+	@$(PY) scripts/build_sft.py --out $(DATA)
+
+sft: $(ADAPTER)  ## train the recipe: data → adapter (resumes where it was stopped)
+$(ADAPTER): $(RECIPE) $(DATA)/manifest.json $(NEEDS_BASE) | $(VENV)/.ready
+	@$(PY) scripts/train_adapter.py --recipe $(RECIPE) --out $(RUN)/adapter $(if $(SEED),--set seed=$(SEED))
+
+merge: $(MERGED)  ## merge the adapter into its base
+$(MERGED): $(ADAPTER)
+	@$(PY) scripts/merge_adapter.py --adapter $(RUN)/adapter --out $(RUN)/merged
+
+gguf: $(GGUF) $(RUN)/Modelfile  ## convert to GGUF and quantize (QUANT=), write the Modelfile
+$(GGUF): $(MERGED) | build/llama.cpp/VERSION
+	@$(PY) scripts/export_gguf.py --model $(RUN)/merged --out $@ --quant $(QUANT)
+$(RUN)/Modelfile: $(GGUF) data/system_prompt.txt recipes/models.yaml $(wildcard recipes/templates/*.gotmpl)
+	@$(PY) scripts/write_modelfile.py --gguf $(GGUF) --recipe $(RECIPE) --out $@
+$(BASE)-%.gguf: $(BASE)/manifest.json | build/llama.cpp/VERSION
+	@$(PY) scripts/export_gguf.py --model $(BASE) --out $@ --quant $*
+
+ollama: $(RUN)/Modelfile  ## create the Ollama model (NAME=medalign), or say how
+	@$(PY) scripts/write_modelfile.py --check $(RUN)/Modelfile
+	create="ollama create $(or $(NAME),medalign) -f $(RUN)/Modelfile"
+	if command -v ollama >/dev/null; then $$create; else echo "ollama is not installed; where it is: $$create"; fi
+
+eval: $(RUN)/eval/tuned.json $(RUN)/eval/base.json  ## form of the answers, base and tuned, as quantized GGUF
+PROMPTS := data/education/test.jsonl evals/education_format/phrasing_frozen.jsonl data/system_prompt.txt
+$(RUN)/eval/tuned.json: $(GGUF) $(PROMPTS)
+	@$(PY) scripts/evaluate_format.py --model $(GGUF) --out $@
+build/eval/$(FAMILY)-$(QUANT)-base.json: $(BASE_GGUF) $(PROMPTS)
+	@$(PY) scripts/evaluate_format.py --model $(BASE_GGUF) --out $@
+$(RUN)/eval/base.json: build/eval/$(FAMILY)-$(QUANT)-base.json
+	@mkdir -p $(@D) && cp $< $@
+
+report: $(RUN)/report.html  ## the page: curves, adherence, answers side by side
+	@$(PY) scripts/build_report.py --run $(RUN) --show
+$(RUN)/report.html: $(RUN)/eval/tuned.json $(RUN)/eval/base.json $(RUN)/Modelfile scripts/build_report.py scripts/report.html.jinja
+	@$(PY) scripts/build_report.py --run $(RUN)
+
+SEEDS := 1 2
+seeds: report  ## the demo's run again under other seeds (SEEDS="1 2")
+	@for seed in $(SEEDS); do $(MAKE) report RECIPE=$(RECIPE) SEED=$$seed; done
+
+results: | $(VENV)/.ready  ## docs/results and README's table, from the runs of make seeds
+	@$(PY) scripts/publish_results.py $(RUN) $(foreach seed,$(SEEDS),$(RUN)-seed$(seed))
+
+review-sheet: $(VENV)/.ready  ## export the education set for a clinician (IMPORT=sheet.csv brings it back)
+	@$(PY) scripts/review_sheet.py $(if $(IMPORT),--import-from $(IMPORT),--out build/review_sheet.csv)
+
+test: setup lint  ## all tests, as CI runs them
+	@$(PY) -m pytest -q
+
+test-fast: setup  ## the tests without real training, minutes
+	@$(PY) -m pytest -q -m "not slow"
+
+lint: $(VENV)/.ready  ## ruff and mypy
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	mkdir -p build/typing && ln -sfn ../../scripts build/typing/medalign
+	MYPYPATH=build/typing $(VENV)/bin/mypy -p medalign
+
+lock: $(VENV)/.ready  ## write constraints.txt from the environment, prove the gpu extra resolves
+	@bash scripts/lock.sh $(VENV)
+
+clean:  ## remove what was built (runs/ stays)
+	rm -rf build
+
+no-recipe-for-this-gpu:
+	@python3 scripts/pick_recipe.py
+recipes/%.yaml:
+	@echo "error: $@: no such recipe; there are: $(wildcard recipes/*/*.yaml)" >&2; exit 1

@@ -1,0 +1,119 @@
+"""What every MedAlign recipe needs of Axolotl and Axolotl does not do by itself.
+
+    plugins:
+      - medalign.axolotl_plugin.MedAlignPlugin
+
+- Unknown keys are an error (Axolotl ignores them, so a typo trains with the default).
+- Prepared data is kept by content: Axolotl names its cache after the data's path, so that new
+  rows or another template under the same name would train on the old ones.
+- At the end `training.json` is written beside the adapter: the log of every step, and proof
+  that the last one was reached.
+- `bf16: auto` without a GPU means bf16 on a CPU that computes in it, fp32 on any other
+  (Axolotl takes it for fp16); `use_cpu` is set, without which bf16 is refused there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import inspect
+import json
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+import torch
+from axolotl.cli import args as cli_args
+from axolotl.integrations.base import BasePlugin, PluginManager
+from axolotl.utils.schemas.config import AxolotlInputConfig
+from transformers import TrainerCallback
+
+# Not in the schema, but put beside the recipe's keys while a command line is read.
+SET_BY_AXOLOTL = {"axolotl_config_path", "strict"} | {
+    field.name
+    for _, cls in inspect.getmembers(cli_args, dataclasses.is_dataclass)
+    for field in dataclasses.fields(cls)
+}
+
+
+def cpu_has_bf16() -> bool:
+    """True if this CPU multiplies in bf16 (AVX512-BF16 or AMX) rather than emulating it."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def known_keys() -> set[str]:
+    """The top-level keys that Axolotl and the registered plugins understand."""
+    keys = set(AxolotlInputConfig.model_fields) | SET_BY_AXOLOTL
+    for plugin in PluginManager.get_instance().plugins.values():
+        arguments = plugin.get_input_args()
+        if arguments:
+            keys |= set(locate(arguments).model_fields)  # type: ignore[union-attr]
+    return keys
+
+
+def unknown_keys(cfg: dict[str, Any]) -> list[str]:
+    """A message for each key of the recipe that nothing reads, with the nearest known one."""
+    known = known_keys()
+    messages = []
+    for key in cfg:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            messages.append(f"unknown key {key!r}" + (f", is it {near[0]!r}?" if near else ""))
+    return messages
+
+
+def content_key(cfg: dict[str, Any]) -> str:
+    """A key of 16 hex digits for the local files that the prepared data is made from."""
+    names = [dataset["path"] for dataset in cfg.get("datasets") or []]
+    names += [cfg.get("chat_template_jinja") or "", f"{cfg.get('base_model')}/tokenizer.json"]
+    digest = hashlib.sha256()
+    for name in map(str, names):
+        digest.update(name.encode())
+        if name and len(name) < 4096 and Path(name).is_file():
+            digest.update(hashlib.sha256(Path(name).read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+class TrainingLog(TrainerCallback):
+    """Writes the whole training log when the last step is done."""
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        if not state.is_world_process_zero or state.global_step < state.max_steps:
+            return
+        steps = [entry for entry in state.log_history if "loss" in entry]
+        summary = next((e for e in reversed(state.log_history) if "train_runtime" in e), {})
+        log = {
+            "global_step": state.global_step,
+            "epoch": state.epoch,
+            "final_loss": steps[-1]["loss"] if steps else None,
+            "train_loss": summary.get("train_loss"),
+            "train_seconds": summary.get("train_runtime"),
+            "tokens": steps[-1].get("tokens/total") if steps else None,
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "dtype": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+            "steps": steps,
+        }
+        Path(args.output_dir, "training.json").write_text(json.dumps(log, indent=1))
+
+
+class MedAlignPlugin(BasePlugin):
+    """Checks the keys and makes a CPU a device like another."""
+
+    def register(self, cfg: dict[str, Any]) -> None:
+        """Called with the recipe before Axolotl validates it; ValueError on unknown keys."""
+        if messages := unknown_keys(cfg):
+            raise ValueError("; ".join(messages))
+        if prepared := cfg.get("dataset_prepared_path"):
+            key = content_key(cfg)
+            if Path(prepared).name != key:  # a recipe may be registered twice
+                cfg["dataset_prepared_path"] = str(Path(prepared) / key)
+        if cfg.get("bf16") == "auto" and not torch.cuda.is_available():
+            cfg["bf16"] = cpu_has_bf16()
+            cfg["fp16"] = False
+
+    def get_training_args(self, cfg: Any) -> dict[str, Any]:
+        return {} if torch.cuda.is_available() else {"use_cpu": True}
+
+    def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[TrainerCallback]:
+        return [TrainingLog()]

@@ -1,0 +1,240 @@
+"""Report a run: training log, manifests and evaluations → manifest.json and report.html.
+
+    python scripts/build_report.py --run runs/smollm2-135m/sft-lora-cpu
+
+The page is one file that opens from disk, without network or JavaScript. Every figure on it
+is read from the run's own JSON files; the same files give the same page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from jinja2 import StrictUndefined, Template
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from rich.console import Console
+from rich.table import Table
+
+from medalign.artifacts import StepError, require_file, run_step, sha256, write_json, written_whole
+from medalign.export_gguf import manifest_path
+from medalign.sections import FAULTS, SECTIONS
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+SETS = {"test": "test prompts", "frozen": "frozen phrasings"}
+RESULTS = ["strict", "sections", "by_category", "by_term_in_training"]
+RESULTS += ["finish_reasons", "tokens_per_second"]
+# Colours no chart would choose: the page puts its CSS variables in their place, so that the
+# charts turn dark with it.
+FG, MUTED, GRID, BASE, TUNED = "#010200", "#010201", "#010202", "#010203", "#010204"
+VARIABLES = {FG: "--fg", MUTED: "--muted", GRID: "--line", BASE: "--base", TUNED: "--tuned"}
+STYLE = {
+    **dict.fromkeys(["axes.edgecolor", "xtick.color", "ytick.color"], MUTED),
+    **dict.fromkeys(["text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"], FG),
+    **dict.fromkeys(["axes.spines.top", "axes.spines.right", "legend.frameon"], False),
+    **{"svg.fonttype": "none", "svg.hashsalt": "medalign", "savefig.transparent": True},
+    **{"axes.grid": True, "grid.color": GRID, "axes.axisbelow": True, "font.size": 9.5},
+}
+Facts = dict[str, Any]
+
+
+def read(path: Path, target: str) -> Facts:
+    """Read a JSON object of the run. StepError names the file and the target that makes it."""
+    try:
+        return json.loads(require_file(path, f"{target} writes it").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StepError(f"{path}: not JSON ({error}); remove it and run {target}") from error
+
+
+def load(run: Path) -> dict[str, Facts]:
+    """All that the run says of itself, by role. StepError if files are missing or at odds."""
+    training = read(run / "adapter/training.json", "make sft")
+    adapter = read(run / "adapter/manifest.json", "make sft")
+    merged = read(run / "merged/manifest.json", "make merge")
+    ggufs = sorted(run.glob("*.gguf"))
+    if len(ggufs) > 1:
+        names = ", ".join(path.name for path in ggufs)
+        raise StepError(f"{run}: more than one GGUF ({names}); keep the one that was evaluated")
+    gguf = ggufs[0] if ggufs else require_file(run / "*.gguf", "make gguf writes it")
+    require_file(run / "Modelfile", "make gguf writes it")
+    quantized = read(manifest_path(gguf), "make gguf")
+    base = read(run / "eval/base.json", "make eval")
+    tuned = read(run / "eval/tuned.json", "make eval")
+    check_comparable(run, base, tuned)
+    if tuned["inputs"]["model"]["sha256"] != sha256(gguf):
+        file = run / "eval/tuned.json"
+        raise StepError(f"{file} measured another model than {gguf.name}; remove it, make eval")
+    return dict(
+        training=training, adapter=adapter, merged=merged, gguf=quantized, base=base, tuned=tuned
+    )
+
+
+def check_comparable(run: Path, base: Facts, tuned: Facts) -> None:
+    """StepError unless both models were asked the same prompts under the same settings."""
+    asked: dict[str, Callable[[Facts], Any]] = {
+        "settings": lambda e: e["settings"],
+        "template_sha256": lambda e: e["template_sha256"],
+        "inputs": lambda e: {r: i["sha256"] for r, i in e["inputs"].items() if r != "model"},
+        "prompts": lambda e: [(i["set"], i["id"], i["prompt"]) for i in e["items"]],
+    }
+    again = f"remove {run}/eval and build/eval, then make eval"
+    for what, of in asked.items():
+        if of(base) != of(tuned):
+            raise StepError(f"{run}/eval: base.json and tuned.json differ in {what}; {again}")
+    if missing := SETS.keys() - tuned["scores"].keys():
+        raise StepError(f"{run}/eval: not asked: {', '.join(sorted(missing))}; {again}")
+
+
+def run_manifest(found: dict[str, Facts]) -> Facts:
+    """The run's own manifest: its steps and the compact results of base and tuned."""
+    adapter = found["adapter"]
+    steps = {role: found[role] for role in ("adapter", "merged", "gguf")}
+    results: Facts = {}
+    for role in ("base", "tuned"):
+        facts = {k: v for k, v in found[role].items() if k not in ("items", "scores")}
+        steps[f"{role} evaluation"] = facts
+        scores = found[role]["scores"]
+        results[role] = {s: {k: of[k] for k in RESULTS if k in of} for s, of in scores.items()}
+    recipe = adapter["inputs"]["recipe"]
+    return {"name": adapter["name"], "recipe": recipe, "steps": steps, "results": results}
+
+
+def svg(name: str, label: str, height: float, draw: Callable[[Axes], None]) -> Markup:
+    """A chart as inline SVG: `draw` fills the axes, `label` says in words what they show.
+
+    name: unique in the page, it prefixes the ids. height: inches, at a width of 4.6.
+    """
+    out = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, height), layout="constrained")
+        draw(figure.subplots())
+        nothing = dict.fromkeys(["Date", "Creator", "Format", "Type"])
+        figure.savefig(out, format="svg", metadata=nothing)
+    text = out.getvalue().partition("<svg ")[2]
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return Markup('<svg role="img" aria-label="{}" ').format(label) + Markup(text)
+
+
+def curve(training: Facts, key: str, height: float) -> Markup:
+    """A figure of the training log over its steps (its epochs, if no step is logged)."""
+    points = [entry for entry in training["steps"] if entry.get(key) is not None]
+    x = "step" if all("step" in entry for entry in points) else "epoch"
+    values = [entry[key] for entry in points]
+
+    def draw(axes: Axes) -> None:
+        axes.plot([entry[x] for entry in points], values, ".-", color=TUNED, lw=1.2, ms=3)
+        axes.set(xlabel=x)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=x == "step"))
+
+    ends = f", from {values[0]:.3g} to {values[-1]:.3g}" if values else ""
+    return svg(key, f"{key.replace('_', ' ')} by {x}{ends}", height, draw)
+
+
+def bars(name: str, base: Facts, tuned: Facts) -> Markup:
+    """Strict adherence by group, base above tuned, the 95 % intervals as whiskers."""
+
+    models = (("base", BASE, -0.2, base), ("tuned", TUNED, 0.2, tuned))
+
+    def draw(axes: Axes) -> None:
+        for label, colour, shift, groups in models:
+            for i, r in enumerate(groups.values()):
+                reach = [[max(0, r["rate"] - r["low"])], [max(0, r["high"] - r["rate"])]]
+                axes.barh(i + shift, r["rate"], 0.36, color=colour, label=None if i else label)
+                axes.errorbar(r["rate"], i + shift, xerr=reach, color=FG, lw=1.1, capsize=2.5)
+                axes.text(r["high"] + 0.02, i + shift, f"{r['k']}/{r['n']}", va="center")
+        axes.set_yticks(range(len(base)), [group.replace("_", "\n") for group in base])
+        axes.set(xlim=(0, 1.18), xticks=[0, 0.25, 0.5, 0.75, 1])
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(visible=False, axis="y")
+        axes.invert_yaxis()
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, borderpad=0)
+
+    said = (f"{g.replace('_', ' ')} {percent(base[g])} to {percent(tuned[g])}" for g in base)
+    return svg(f"by-{name}", "Strict adherence, base to tuned: " + ", ".join(said), 3.5, draw)
+
+
+def percent(rate: Facts, key: str = "rate") -> str:
+    """A rate, or a bound of its interval, in per cent; a dash where nothing was asked."""
+    return "–" if rate[key] is None else f"{rate[key]:.1%}"
+
+
+def with_headings(answer: str) -> Markup:
+    """An answer, escaped, with the headings of the format in bold."""
+    heading = rf"\*\*({'|'.join(SECTIONS)})\*\*:"
+    return Markup(re.sub(heading, r"<strong>\1</strong>:", str(escape(answer))))
+
+
+def page(found: dict[str, Facts], manifest: Facts, modelfile: str) -> str:
+    """The report as HTML."""
+    training, base, tuned = (found[role] for role in ("training", "base", "tuned"))
+    heights = {"loss": 3.6, "grad_norm": 1.7, "learning_rate": 1.7}
+    charts = {key: curve(training, key, height) for key, height in heights.items()}
+    for name in SETS:
+        charts[name] = bars(name, *(e["scores"][name]["by_category"] for e in (base, tuned)))
+    first: dict[str, tuple[Facts, Facts]] = {}  # of each category: no choice, no cherry-picking
+    for pair in zip(base["items"], tuned["items"], strict=True):
+        if pair[0]["set"] == "test":
+            first.setdefault(pair[0]["category"], pair)
+    environment = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    text = TEMPLATE.read_text(encoding="utf-8")
+    template = Template(text, undefined=StrictUndefined, **environment)
+    facts = {"manifest": manifest, "modelfile": modelfile, "charts": charts, "examples": first}
+    words = {"sets": SETS, "sections": SECTIONS, "faults": FAULTS}
+    return template.render(**found, **facts, **words, percent=percent, with_headings=with_headings)
+
+
+def build(run: Path) -> Facts:
+    """Write `run`/manifest.json and `run`/report.html. Returns the manifest."""
+    found = load(run)
+    facts = run_manifest(found)
+    html = page(found, facts, (run / "Modelfile").read_text(encoding="utf-8"))
+    write_json(run / "manifest.json", facts)
+    with written_whole(run / "report.html") as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return facts
+
+
+def show(results: Facts) -> None:
+    """Print strict adherence, base beside tuned, with n and 95 % Wilson intervals."""
+    table = Table("", "base", "tuned", title="answers that keep the format (95 % Wilson interval)")
+
+    def add(label: str, *rates: Facts) -> None:
+        spans = [f"({percent(r, 'low')}-{percent(r, 'high')})" for r in rates]
+        cells = [f"{r['k']}/{r['n']}  {percent(r)}" for r in rates]
+        table.add_row(label, *map(" ".join, zip(cells, spans, strict=True)))
+
+    for name, label in SETS.items():
+        base, tuned = results["base"][name], results["tuned"][name]
+        add(label, base["strict"], tuned["strict"])
+        for term, rate in base.get("by_term_in_training", {}).items():
+            add(f"  {term} terms", rate, tuned["by_term_in_training"][term])
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--show", action="store_true", help="only print what was built before")
+    args = parser.parse_args()
+    report = args.run / "report.html"
+    if args.show:
+        facts = read(require_file(report, "make report").with_name("manifest.json"), "make report")
+    else:
+        facts = build(args.run)
+    show(facts["results"])
+    print(report)
+
+
+if __name__ == "__main__":
+    run_step(main)

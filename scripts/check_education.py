@@ -1,0 +1,252 @@
+"""Validate the education set; every fault is named with file and line.
+
+    python scripts/check_education.py
+
+Checks the schema, the split counts of each category, the section format, lengths, repeated
+terms, prompts and sentences, near-duplicates, and leakage between train, test and the
+phrasing sets of the evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import snowballstemmer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rapidfuzz import fuzz, process
+
+from medalign import sections
+from medalign.artifacts import ROOT, StepError, require_file, run_step
+
+EDUCATION = ROOT / "data/education"
+PHRASING = ROOT / "evals/education_format"
+
+Category = Literal[
+    "medical_terminology",
+    "abbreviations",
+    "disease_mechanisms",
+    "anatomy_physiology",
+    "diagnostic_tests",
+]
+COUNTS: dict[str, dict[str, int]] = {  # category → split → rows
+    "medical_terminology": {"train": 50, "test": 13},
+    "abbreviations": {"train": 40, "test": 16},
+    "disease_mechanisms": {"train": 25, "test": 8},
+    "anatomy_physiology": {"train": 20, "test": 6},
+    "diagnostic_tests": {"train": 15, "test": 7},
+}
+WORDS = (90, 220)  # an answer's length
+NEAR_ANSWER = 80  # rapidfuzz token_sort_ratio, 0-100, above which two answers are too alike
+NEAR_PROMPT = 90  # ratio above which two prompts, terms taken out, are the same wording
+NEAR_FROZEN = 80  # the same for the frozen phrasing set, which must be worded afresh
+FACT_SUPPORT = 0.5  # share of a key fact's content words that its answer must hold
+
+STRICT = ConfigDict(extra="forbid", str_strip_whitespace=False)
+
+
+class Example(BaseModel):
+    """A row of train.jsonl or test.jsonl."""
+
+    model_config = STRICT
+    id: str = Field(pattern=r"^[a-z]{2}-\d{3}$")
+    category: Category
+    term: str = Field(min_length=1)
+    prompt: str = Field(min_length=3)
+    answer: str
+    key_facts: list[str] = Field(min_length=3, max_length=6)
+    reference: str = Field(min_length=10)
+
+
+class Wordings(BaseModel):
+    """A row of wordings.jsonl: other ways to ask for the training row of the same id."""
+
+    model_config = STRICT
+    id: str
+    wordings: list[str] = Field(min_length=1)
+
+
+class Phrasing(BaseModel):
+    """A row of a phrasing set: a test prompt in a wording of its own."""
+
+    model_config = STRICT
+    id: str
+    category: Category
+    term: str
+    seen: bool
+    style: str
+    prompt: str = Field(min_length=3)
+
+
+@dataclass
+class Table:
+    """The rows of one JSONL file that fit its schema, with their lines, and the faults."""
+
+    path: Path
+    rows: list[tuple[int, BaseModel]] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def fault(self, line: int, message: str) -> None:
+        name = self.path.relative_to(ROOT) if self.path.is_relative_to(ROOT) else self.path
+        self.faults.append(f"{name}:{line}: {message}")
+
+
+def load(path: Path, schema: type[BaseModel]) -> Table:
+    """Read a JSONL file, keeping what fits the schema and a fault for all that does not."""
+    table = Table(path)
+    require_file(path, "git checkout brings it back")
+    for number, raw in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not raw.strip():
+            continue
+        try:
+            table.rows.append((number, schema.model_validate(json.loads(raw.decode("utf-8")))))
+        except ValidationError as error:
+            for e in error.errors():
+                where = ".".join(map(str, e["loc"])) or "row"
+                table.fault(number, f"{where}: {e['msg']}")
+        except ValueError as error:
+            table.fault(number, f"not a line of JSON in UTF-8 ({error})")
+    return table
+
+
+def words(text: str) -> list[str]:
+    """Lower-cased, stemmed words (Snowball, English)."""
+    return snowballstemmer.stemmer("english").stemWords(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def expansions(answer: str, term: str) -> set[str]:
+    """Other names of a term that its Definition gives: what it stands for, (ABBR) and also."""
+    definition = sections.parse(answer).sections.get("Definition", "")
+    pattern = rf"{re.escape(term)}[^.;,]{{0,40}}?\b(?:stands for|is short for|means)\s+([^,.;(]+)"
+    names = re.findall(pattern, definition, re.IGNORECASE)
+    names += re.findall(rf"{re.escape(term)}\s*\(([^)]+)\)", definition, re.IGNORECASE)
+    return {name.strip() for name in names}
+
+
+def term_keys(row: Example) -> set[str]:
+    """The forms under which a term is compared: lower-cased, stemmed, expanded."""
+    names = {row.term} | expansions(row.answer, row.term)
+    return {" ".join(words(name)) for name in names} - {""}
+
+
+def skeleton(prompt: str, term: str) -> str:
+    """A prompt's wording: lower-cased, the term taken out, punctuation dropped."""
+    text = re.sub(re.escape(term.lower()), "@", prompt.lower())
+    return " ".join(re.findall(r"[a-z0-9@]+", text))
+
+
+def check_rows(table: Table, split: str) -> None:
+    """Faults inside one split: format, lengths, key facts, counts."""
+    for line, row in table.rows:
+        assert isinstance(row, Example)
+        for fault in sections.parse(row.answer).faults:
+            table.fault(line, f"answer: {fault}")
+        if row.answer != row.answer.strip() or row.prompt != row.prompt.strip():
+            table.fault(line, "prompt or answer: white space at an end")
+        length = len(row.answer.split())
+        if not WORDS[0] <= length <= WORDS[1]:
+            table.fault(line, f"answer: {length} words, not {WORDS[0]} to {WORDS[1]}")
+        held = set(words(row.answer))
+        for fact in row.key_facts:
+            content = {w for w in words(fact) if len(w) > 3 or w.isdigit()}
+            if content and len(content & held) / len(content) < FACT_SUPPORT:
+                table.fault(line, f"key_facts: not in the answer: {fact!r}")
+    have = Counter(row.category for _, row in table.rows if isinstance(row, Example))
+    for category, want in COUNTS.items():
+        if have[category] != want[split]:
+            table.fault(0, f"{category}: {have[category]} rows, {want[split]} promised")
+
+
+def first_seen(entries: Iterable[tuple[Table, int, str]], what: str) -> None:
+    """A fault for every entry (table, line, key) whose key occurred before."""
+    seen: dict[str, tuple[str, int]] = {}
+    for table, line, key in entries:
+        if key in seen:
+            name, other = seen[key]
+            table.fault(line, f"{what} also at {name}:{other}: {key[:80]!r}")
+        else:
+            seen[key] = (table.path.name, line)
+
+
+def sentences(answer: str) -> Iterator[str]:
+    """The sentences of the first three sections (the Note is the same in all)."""
+    for name, body in sections.parse(answer).sections.items():
+        if name != "Note":
+            yield from (s.lower() for s in re.split(r"(?<=[.!?])\s+", body) if len(s.split()) > 3)
+
+
+def check_across(tables: dict[str, Table], wordings: Table, phrasing: dict[str, Table]) -> None:
+    """Faults between rows and files: repetitions, near-duplicates, leakage."""
+    examples = [(t, n, r) for t in tables.values() for n, r in t.rows if isinstance(r, Example)]
+    first_seen(((t, n, r.id) for t, n, r in examples), "id")
+    first_seen(((t, n, key) for t, n, r in examples for key in sorted(term_keys(r))), "term")
+    first_seen(((t, n, s) for t, n, r in examples for s in set(sentences(r.answer))), "sentence")
+
+    bodies = [" ".join(sentences(r.answer)) for _, _, r in examples]
+    alike = process.cdist(bodies, bodies, scorer=fuzz.token_sort_ratio, score_cutoff=NEAR_ANSWER)
+    for i, (table, line, row) in enumerate(examples):
+        for j in alike[i, :i].nonzero()[0]:
+            table.fault(line, f"answer: nearly that of {examples[j][2].id} ({row.id})")
+
+    train = {r.id: (n, r) for n, r in tables["train"].rows if isinstance(r, Example)}
+    asked = [(tables["train"], n, r.prompt, r.term) for n, r in train.values()]
+    for line, row in wordings.rows:
+        assert isinstance(row, Wordings)
+        if row.id not in train:
+            wordings.fault(line, f"id: {row.id!r} is no training row")
+            continue
+        asked += [(wordings, line, w, train[row.id][1].term) for w in row.wordings]
+    tests = [(tables["test"], n, r.prompt) for n, r in tables["test"].rows]  # type: ignore[attr-defined]
+    tests += [(t, n, r.prompt) for t in phrasing.values() for n, r in t.rows]  # type: ignore[attr-defined]
+    everything = [(t, n, p) for t, n, p, _ in asked] + tests
+    first_seen(((t, n, " ".join(words(p))) for t, n, p in everything), "prompt")
+
+    trained = [skeleton(prompt, term) for _, _, prompt, term in asked]
+    train_keys = {key for _, r in train.values() for key in term_keys(r)}
+    test_keys = {
+        k for _, r in tables["test"].rows if isinstance(r, Example) for k in term_keys(r)
+    }
+    for name, table in phrasing.items():
+        for line, row in table.rows:
+            assert isinstance(row, Phrasing)
+            key = " ".join(words(row.term))
+            if row.seen != (key in train_keys):
+                table.fault(line, f"seen: {row.seen}, but {row.term!r} in train: {not row.seen}")
+            if key in test_keys:
+                table.fault(line, f"term: {row.term!r} is a test term")
+            if name == "frozen":
+                wording = skeleton(row.prompt, row.term)
+                near = process.extractOne(wording, trained, scorer=fuzz.ratio)
+                if near and near[1] >= NEAR_FROZEN:
+                    where = asked[near[2]]
+                    table.fault(line, f"prompt: worded as {where[0].path.name}:{where[1]}")
+
+
+def check_all(education: Path = EDUCATION, phrasing: Path = PHRASING) -> list[str]:
+    """All faults of the education set and the phrasing sets, as `file:line: message`."""
+    tables = {split: load(education / f"{split}.jsonl", Example) for split in ("train", "test")}
+    wordings = load(education / "wordings.jsonl", Wordings)
+    phrased = {s: load(phrasing / f"phrasing_{s}.jsonl", Phrasing) for s in ("tune", "frozen")}
+    for split, table in tables.items():
+        check_rows(table, split)
+    check_across(tables, wordings, phrased)
+    return [f for t in (*tables.values(), wordings, *phrased.values()) for f in t.faults]
+
+
+def main() -> None:
+    faults = check_all()
+    for fault in faults:
+        print(fault)
+    if faults:
+        raise StepError(f"{len(faults)} faults in the education set, listed above; mend them")
+    rows = sum(n for splits in COUNTS.values() for n in splits.values())
+    print(f"education set: {rows} rows, no fault")
+
+
+if __name__ == "__main__":
+    run_step(main)

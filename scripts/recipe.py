@@ -1,0 +1,109 @@
+"""Recipes: read a YAML recipe, know its model family, and where its results lie.
+
+`recipes/<family>/<name>.yaml` puts its results into `runs/<family>/<name>/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medalign.artifacts import ROOT, StepError
+
+RECIPES = ROOT / "recipes"
+MODELS = RECIPES / "models.yaml"
+SYSTEM_PROMPT = ROOT / "data/system_prompt.txt"
+
+
+def system_prompt() -> str:
+    """The one system prompt, under which all is trained, evaluated and served."""
+    return SYSTEM_PROMPT.read_text(encoding="utf-8").strip()
+
+
+def all_recipes() -> list[Path]:
+    """Every training recipe, found by walking the folders of the model families."""
+    return sorted(p for family in read_yaml(MODELS) for p in (RECIPES / family).rglob("*.yaml"))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping. StepError names the file (and line) of what is wrong."""
+    if not path.is_file():
+        raise StepError(f"{path}: no such recipe; there are: {', '.join(map(_short, _yamls()))}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StepError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise StepError(f"{path}: a recipe is a mapping of keys, not {type(content).__name__}")
+    return content
+
+
+def _yamls() -> Iterator[Path]:
+    return (p for p in sorted(RECIPES.glob("*/*.yaml")))
+
+
+def _short(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model family of recipes/models.yaml."""
+
+    family: str
+    name: str
+    base: str
+    hub_id: str
+    license: str
+    parameters: int
+    ollama_template: str
+    stop: list[str]
+    num_ctx: int
+
+
+def model(family: str) -> Model:
+    """The family's entry in recipes/models.yaml. StepError if there is none."""
+    models = read_yaml(MODELS)
+    if family not in models:
+        raise StepError(f"{family!r} is no model family; {MODELS.name} has {', '.join(models)}")
+    return Model(family=family, **models[family])
+
+
+def family_of(recipe: Path) -> str:
+    """The model family a recipe belongs to: the folder below recipes/ it lies in."""
+    path = recipe.resolve()
+    if not path.is_relative_to(RECIPES) or len(path.relative_to(RECIPES).parts) < 2:
+        raise StepError(f"{recipe}: a recipe lies in recipes/<family>/, the family decides the base")
+    return path.relative_to(RECIPES).parts[0]
+
+
+def local_files(config: dict[str, Any]) -> dict[str, str]:
+    """The files and folders of this repository that a recipe needs: role → path.
+
+    A base model with one slash and no such folder is taken for a hub id.
+    """
+    files = {}
+    for i, dataset in enumerate(config.get("datasets") or []):
+        files[f"datasets[{i}].path"] = dataset["path"]
+    for key in ("chat_template_jinja", "deepspeed"):
+        if config.get(key):
+            files[key] = config[key]
+    base = str(config.get("base_model", ""))
+    if base.startswith(("build/", "runs/", "/", ".")):
+        files["base_model"] = base
+    return files
+
+
+def check(path: Path, config: dict[str, Any]) -> None:
+    """Raise StepError where a recipe names a file that is not there or lacks a needed key."""
+    for key in ("base_model", "datasets", "output_dir", "chat_template_jinja"):
+        if not config.get(key):
+            raise StepError(f"{path}: no {key}")
+    for key, name in local_files(config).items():
+        if not (ROOT / name).exists():
+            hint = "make data" if "data" in name else "make base or an earlier stage"
+            raise StepError(f"{path}: {key} names {name}, which does not exist; {hint} makes it")

@@ -1,0 +1,120 @@
+"""Exchange the education set with a clinician: rows → CSV sheet, decisions → reviews.jsonl.
+
+    python scripts/review_sheet.py --out build/review_sheet.csv
+    python scripts/review_sheet.py --import-from build/review_sheet.csv
+
+The reviewer fills in `decision` (accept, change or reject), `reviewer` and `comment`. A
+decision is kept with the hash of the row it was made on: a row that has changed since is
+shown as open again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime as dt
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from medalign.artifacts import StepError, read_jsonl, run_step, write_jsonl, written_whole
+from medalign.check_education import EDUCATION
+
+REVIEWS = EDUCATION / "reviews.jsonl"
+DECISIONS = ("accept", "change", "reject")
+SHOWN = ("split", "id", "category", "term", "prompt", "answer", "key_facts", "reference")
+FILLED = ("decision", "reviewer", "comment")
+COLUMNS = (*SHOWN, "row_hash", *FILLED)
+
+
+def row_hash(row: dict[str, Any]) -> str:
+    """Twelve hex digits of the row's content, to tell whether it changed since a review."""
+    text = json.dumps(row, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def rows(education: Path) -> list[tuple[str, dict[str, Any]]]:
+    """All examples with their split."""
+    return [(s, row) for s in ("train", "test") for row in read_jsonl(education / f"{s}.jsonl")]
+
+
+def cell(value: Any) -> str:
+    """A value as a spreadsheet shows it; text that would be taken for a formula is quoted."""
+    text = "\n".join(value) if isinstance(value, list) else str(value)
+    return "'" + text if text[:1] in ("=", "+", "-", "@") else text
+
+
+def export_sheet(out: Path, education: Path = EDUCATION, reviews: Path = REVIEWS) -> int:
+    """Write the sheet, with the decisions that still hold. Returns the number of open rows."""
+    known = {r["id"]: r for r in read_jsonl(reviews)} if reviews.exists() else {}
+    still_open = 0
+    with written_whole(out) as temporary:
+        with temporary.open("w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            for split, row in rows(education):
+                made = known.get(row["id"], {})
+                holds = made.get("row_hash") == row_hash(row)
+                still_open += not holds
+                line = {"split": split, **row, "row_hash": row_hash(row)}
+                line |= {k: made[k] for k in FILLED} if holds else {}
+                writer.writerow({k: cell(line.get(k, "")) for k in COLUMNS})
+    return still_open
+
+
+def import_sheet(sheet: Path, education: Path = EDUCATION, reviews: Path = REVIEWS) -> int:
+    """Take decisions back into reviews.jsonl. Returns how many were taken.
+
+    StepError names file and line of a wrong decision, an unknown or changed row, a missing
+    name or column; then nothing is written.
+    """
+    current = {row["id"]: row for _, row in rows(education)}
+    known = {r["id"]: r for r in read_jsonl(reviews)} if reviews.exists() else {}
+    taken = 0
+    try:
+        text = sheet.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StepError(f"{sheet}: cannot be read as a UTF-8 CSV ({error})") from error
+    reader = csv.DictReader(text.splitlines(keepends=True))
+    if missing := {"id", "row_hash", *FILLED} - set(reader.fieldnames or []):
+        raise StepError(f"{sheet}:1: no column {', '.join(sorted(missing))}")
+    for line in reader:
+        where = f"{sheet}:{reader.line_num}"
+        decision = (line["decision"] or "").strip().lower()
+        if not decision:
+            continue
+        if decision not in DECISIONS:
+            raise StepError(f"{where}: decision {decision!r} is none of {', '.join(DECISIONS)}")
+        if not (line["reviewer"] or "").strip():
+            raise StepError(f"{where}: a decision without a reviewer")
+        row = current.get(line["id"])
+        if row is None:
+            raise StepError(f"{where}: no row {line['id']!r} in the education set")
+        if row_hash(row) != line["row_hash"]:
+            raise StepError(f"{where}: {line['id']} has changed since this sheet was exported")
+        if decision != "accept" and not (line["comment"] or "").strip():
+            raise StepError(f"{where}: {decision} without a comment")
+        made = {"id": line["id"], "row_hash": line["row_hash"], "decision": decision}
+        made |= {k: line[k].strip().removeprefix("'") for k in ("reviewer", "comment")}
+        if {k: known.get(line["id"], {}).get(k) for k in made} != made:
+            known[line["id"]] = {**made, "date": dt.date.today().isoformat()}
+            taken += 1
+    write_jsonl(reviews, [known[i] for i in sorted(known)])
+    return taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--out", type=Path, help="write the sheet here")
+    group.add_argument("--import-from", type=Path, help="take the decisions of this sheet")
+    args = parser.parse_args()
+    if args.out:
+        print(f"{args.out}: {export_sheet(args.out)} rows wait for a decision")
+    else:
+        print(f"{REVIEWS}: {import_sheet(args.import_from)} new decisions")
+
+
+if __name__ == "__main__":
+    run_step(main)

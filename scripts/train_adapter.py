@@ -1,0 +1,207 @@
+"""Train a recipe with Axolotl: recipe → adapter, resumable.
+
+    python scripts/train_adapter.py --recipe recipes/smollm2-135m/sft-lora-cpu.yaml \\
+        --out runs/smollm2-135m/sft-lora-cpu/adapter
+
+Runs `axolotl train` on the recipe in a folder of a temporary name, where the checkpoints lie;
+an interrupted run goes on from the last of them. When training has ended, the folder gets
+its manifest and its name. `axolotl train RECIPE` by hand does the same without the safety.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medalign.artifacts import (
+    ROOT,
+    StepError,
+    manifest,
+    partial,
+    remove,
+    replace,
+    require_space,
+    run_step,
+    sha256,
+    write_json,
+)
+from medalign.recipe import check, family_of, local_files, model, read_yaml
+
+QUIET = {"AXOLOTL_DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+# glibc returns each freed activation to the kernel, which must zero it again at the next step.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(8 * 2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30),
+    "MALLOC_TOP_PAD_": str(256 * 2**20),
+}
+
+
+def effective(recipe: Path, out: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The recipe as it is run: overrides, the output folder, the tracker's environment."""
+    config = {**read_yaml(recipe), **overrides, "output_dir": str(partial(out))}
+    check(recipe, config)
+    if project := os.environ.get("WANDB_PROJECT"):
+        config |= {"use_wandb": True, "wandb_project": project}
+    return config
+
+
+def fingerprint(config: dict[str, Any]) -> dict[str, str]:
+    """What a checkpoint depends on: the configuration and the files it names, by SHA-256."""
+    files = {key: sha256(ROOT / name) for key, name in local_files(config).items()}
+    return {"config": json.dumps(config, sort_keys=True), **files}
+
+
+def prepare(folder: Path, config: dict[str, Any]) -> None:
+    """Make the folder ready to start or resume: drop what does not belong to this run."""
+    mark = folder / "fingerprint.json"
+    now = fingerprint(config)
+    if folder.exists() and (not mark.exists() or json.loads(mark.read_text()) != now):
+        print("the recipe or its data changed since the interrupted run: starting anew")
+        remove(folder)
+    for checkpoint in folder.glob("checkpoint-*"):
+        state = checkpoint / "trainer_state.json"  # written last
+        try:
+            json.loads(state.read_text())
+        except (OSError, ValueError):
+            print(f"{checkpoint.name} was cut short, going on from the one before")
+            remove(checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove(folder / "training.json")
+    write_json(mark, now)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """Hold the lock file `path`, yield its descriptor. StepError while another run has it.
+
+    A child that inherits the descriptor keeps the lock even if this process is killed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StepError(f"{path}: a training of this run is going on; wait or end it") from error
+        yield file.fileno()
+
+
+def run_axolotl(command: list[str], log: Path, lock: int | None = None) -> None:
+    """Run Axolotl, its output to the terminal up to a traceback, and all of it to `log`.
+
+    StepError carries the last line of the traceback. Ctrl-C ends the child at once: its
+    checkpoints are whole, and its own handler would save a half-trained adapter as if done.
+    """
+    environment = {**ALLOCATOR, **QUIET, **os.environ}
+    environment.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    child = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=[] if lock is None else [lock],
+    )
+    assert child.stdout is not None
+    tail = b""
+    failed = False
+    try:
+        with log.open("ab") as file:
+            while chunk := os.read(child.stdout.fileno(), 65536):
+                file.write(chunk)
+                tail = (tail + chunk)[-20000:]
+                failed = failed or b"Traceback (most recent call last)" in tail
+                if not failed:
+                    sys.stdout.buffer.write(chunk)
+                    sys.stdout.flush()
+        code = child.wait()
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    if code:
+        lines = re.findall(r"^[\w.]*(?:Error|Exception|Interrupt)\b.*", tail.decode(errors="replace"), re.M)
+        raise StepError(f"axolotl ended with {code}: {lines[-1] if lines else 'see'} ({log})")
+
+
+def train(recipe: Path, out: Path, overrides: dict[str, Any], launcher: str) -> dict[str, Any]:
+    """Train `recipe` into the adapter folder `out`. Returns its manifest."""
+    began = time.monotonic()
+    config = effective(recipe, out, overrides)
+    family = model(family_of(recipe))
+    folder = partial(out)
+    require_space(out, 1 + 8 * family.parameters / 2**30 / 10)  # adapter, optimizer, checkpoints
+    axolotl = str(Path(sys.executable).parent / "axolotl")
+    with locked(out.with_name(".train.lock")) as lock:
+        prepare(folder, config)
+        command = [axolotl, "train", str(folder / "recipe.yaml"), "--launcher", launcher]
+        run_axolotl(command, folder / "train.log", lock)
+
+    state_file = folder / "training.json"
+    if not state_file.exists():
+        raise StepError(f"training ended before its last step; see {folder / 'train.log'}")
+    state = json.loads(state_file.read_text())
+    for checkpoint in folder.glob("checkpoint-*"):
+        remove(checkpoint)
+    for leftover in ("README.md", "fingerprint.json"):
+        remove(folder / leftover)
+    inputs = {key: ROOT / name for key, name in local_files(config).items()}
+    facts = manifest(
+        "adapter",
+        {"recipe": recipe, **inputs},
+        began,
+        name=family.name,
+        seed=config.get("seed"),
+        overrides=overrides,
+        steps=state["global_step"],
+        epochs=state["epoch"],
+        final_loss=state["final_loss"],
+        train_loss=state["train_loss"],
+        tokens=state["tokens"],
+        train_seconds=state["train_seconds"],
+        trainable_parameters=state["trainable_parameters"],
+        dtype=state["dtype"],
+    )
+    write_json(folder / "manifest.json", facts)
+    replace(folder, out)
+    return facts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--launcher", choices=["python", "accelerate", "torchrun"], default="python")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key"
+    )
+    args = parser.parse_args()
+    if shutil.which("axolotl", path=str(Path(sys.executable).parent)) is None:
+        raise StepError("axolotl is not installed in this environment; run make setup")
+    overrides = {}
+    for pair in args.set:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise StepError(f"--set {pair}: write KEY=VALUE")
+        overrides[key] = yaml.safe_load(value)
+    facts = train(args.recipe, args.out, overrides, args.launcher)
+    print(f"{args.out}: {facts['steps']} steps, final loss {facts['final_loss']:.4f}")
+
+
+if __name__ == "__main__":
+    run_step(main)
