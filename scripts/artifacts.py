@@ -24,10 +24,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = (
-    "torch transformers peft trl axolotl accelerate bitsandbytes datasets "
-    "llama-cpp-python huggingface_hub"
-).split()
+PACKAGES = ["torch", "transformers", "peft", "trl", "axolotl", "accelerate", "bitsandbytes"]
+PACKAGES += ["datasets", "llama-cpp-python", "huggingface_hub"]
 
 
 class StepError(Exception):
@@ -48,7 +46,9 @@ def run_step(main: Callable[[], int | None]) -> NoReturn:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        message = f"{error.filename or 'writing'}: {error.strerror}; free space and run again"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        step = "free space and run again" if full else "make it writable or choose another place"
+        message = f"{error.filename or 'writing'}: {error.strerror}; {step}"
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
 
@@ -112,10 +112,14 @@ def replace(temporary: Path, path: Path) -> None:
         old = path.with_name(path.name + ".old")
         remove(old)
         path.rename(old)
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
         remove(old)
     else:
-        os.replace(temporary, path)
+        temporary.replace(path)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -142,10 +146,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows as JSONL, whole or not at all."""
-    with written_whole(path) as temporary:
-        with temporary.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def sha256(path: Path) -> str:

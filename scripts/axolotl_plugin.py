@@ -48,7 +48,7 @@ def known_keys() -> set[str]:
     for plugin in PluginManager.get_instance().plugins.values():
         arguments = plugin.get_input_args()
         if arguments:
-            keys |= set(locate(arguments).model_fields)  # type: ignore[union-attr]
+            keys |= set(getattr(locate(arguments), "model_fields", ()))
     return keys
 
 
@@ -82,7 +82,9 @@ class TrainingLog(TrainerCallback):
         if not state.is_world_process_zero or state.global_step < state.max_steps:
             return
         steps = [entry for entry in state.log_history if "loss" in entry]
-        summary = next((e for e in reversed(state.log_history) if "train_runtime" in e), {})
+        summary: dict[str, float] = next(
+            (e for e in reversed(state.log_history) if "train_runtime" in e), {}
+        )
         log = {
             "global_step": state.global_step,
             "epoch": state.epoch,

@@ -37,12 +37,19 @@ RESULTS += ["finish_reasons", "tokens_per_second"]
 # charts turn dark with it.
 FG, MUTED, GRID, BASE, TUNED = "#010200", "#010201", "#010202", "#010203", "#010204"
 VARIABLES = {FG: "--fg", MUTED: "--muted", GRID: "--line", BASE: "--base", TUNED: "--tuned"}
-STYLE = {
-    **dict.fromkeys(["axes.edgecolor", "xtick.color", "ytick.color"], MUTED),
-    **dict.fromkeys(["text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"], FG),
-    **dict.fromkeys(["axes.spines.top", "axes.spines.right", "legend.frameon"], False),
-    **{"svg.fonttype": "none", "svg.hashsalt": "medalign", "savefig.transparent": True},
-    **{"axes.grid": True, "grid.color": GRID, "axes.axisbelow": True, "font.size": 9.5},
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "medalign",
+    "savefig.transparent": True,
+    "font.size": 9.5,
+    "axes.edgecolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
 }
 Facts = dict[str, Any]
 
@@ -143,22 +150,22 @@ def curve(training: Facts, key: str, height: float) -> Markup:
 
 def bars(name: str, base: Facts, tuned: Facts) -> Markup:
     """Strict adherence by group, base above tuned, the 95 % intervals as whiskers."""
-
     models = (("base", BASE, -0.2, base), ("tuned", TUNED, 0.2, tuned))
 
     def draw(axes: Axes) -> None:
         for label, colour, shift, groups in models:
             for i, r in enumerate(groups.values()):
                 reach = [[max(0, r["rate"] - r["low"])], [max(0, r["high"] - r["rate"])]]
-                axes.barh(i + shift, r["rate"], 0.36, color=colour, label=None if i else label)
-                axes.errorbar(r["rate"], i + shift, xerr=reach, color=FG, lw=1.1, capsize=2.5)
-                axes.text(r["high"] + 0.02, i + shift, f"{r['k']}/{r['n']}", va="center")
+                y, fill = i + shift, (colour, 0.45)
+                axes.barh(y, r["rate"], 0.36, fc=fill, ec=colour, label=None if i else label)
+                axes.errorbar(r["rate"], y, xerr=reach, color=FG, lw=1.1, capsize=2.5)
+                axes.text(r["high"] + 0.02, y, f"{r['k']}/{r['n']}", va="center")
         axes.set_yticks(range(len(base)), [group.replace("_", "\n") for group in base])
         axes.set(xlim=(0, 1.18), xticks=[0, 0.25, 0.5, 0.75, 1])
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.grid(visible=False, axis="y")
         axes.invert_yaxis()
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, borderpad=0)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, frameon=False)
 
     said = (f"{g.replace('_', ' ')} {percent(base[g])} to {percent(tuned[g])}" for g in base)
     return svg(f"by-{name}", "Strict adherence, base to tuned: " + ", ".join(said), 3.5, draw)
@@ -186,10 +193,15 @@ def page(found: dict[str, Facts], manifest: Facts, modelfile: str) -> str:
     for pair in zip(base["items"], tuned["items"], strict=True):
         if pair[0]["set"] == "test":
             first.setdefault(pair[0]["category"], pair)
-    environment = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
-    text = TEMPLATE.read_text(encoding="utf-8")
-    template = Template(text, undefined=StrictUndefined, **environment)
+    template = Template(
+        TEMPLATE.read_text(encoding="utf-8"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
     facts = {"manifest": manifest, "modelfile": modelfile, "charts": charts, "examples": first}
+    facts["manifest_text"] = json.dumps(manifest, indent=2, ensure_ascii=False)
     words = {"sets": SETS, "sections": SECTIONS, "faults": FAULTS}
     return template.render(**found, **facts, **words, percent=percent, with_headings=with_headings)
 

@@ -9,13 +9,14 @@ phrasing sets of the evaluation.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import snowballstemmer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -43,8 +44,7 @@ COUNTS: dict[str, dict[str, int]] = {  # category → split → rows
 }
 WORDS = (90, 220)  # an answer's length
 NEAR_ANSWER = 80  # rapidfuzz token_sort_ratio, 0-100, above which two answers are too alike
-NEAR_PROMPT = 90  # ratio above which two prompts, terms taken out, are the same wording
-NEAR_FROZEN = 80  # the same for the frozen phrasing set, which must be worded afresh
+NEAR_FROZEN = 80  # fuzz.ratio at which a frozen prompt, term taken out, is a training wording
 FACT_SUPPORT = 0.5  # share of a key fact's content words that its answer must hold
 
 STRICT = ConfigDict(extra="forbid", str_strip_whitespace=False)
@@ -83,12 +83,15 @@ class Phrasing(BaseModel):
     prompt: str = Field(min_length=3)
 
 
+Row = TypeVar("Row", bound=BaseModel)
+
+
 @dataclass
-class Table:
+class Table(Generic[Row]):
     """The rows of one JSONL file that fit its schema, with their lines, and the faults."""
 
     path: Path
-    rows: list[tuple[int, BaseModel]] = field(default_factory=list)
+    rows: list[tuple[int, Row]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
     def fault(self, line: int, message: str) -> None:
@@ -96,9 +99,9 @@ class Table:
         self.faults.append(f"{name}:{line}: {message}")
 
 
-def load(path: Path, schema: type[BaseModel]) -> Table:
+def load(path: Path, schema: type[Row]) -> Table[Row]:
     """Read a JSONL file, keeping what fits the schema and a fault for all that does not."""
-    table = Table(path)
+    table: Table[Row] = Table(path)
     require_file(path, "git checkout brings it back")
     for number, raw in enumerate(path.read_bytes().split(b"\n"), 1):
         if not raw.strip():
@@ -114,9 +117,12 @@ def load(path: Path, schema: type[BaseModel]) -> Table:
     return table
 
 
+stem = functools.cache(snowballstemmer.stemmer("english").stemWord)
+
+
 def words(text: str) -> list[str]:
     """Lower-cased, stemmed words (Snowball, English)."""
-    return snowballstemmer.stemmer("english").stemWords(re.findall(r"[a-z0-9]+", text.lower()))
+    return [stem(word) for word in re.findall(r"[a-z0-9]+", text.lower())]
 
 
 def expansions(answer: str, term: str) -> set[str]:
@@ -128,6 +134,14 @@ def expansions(answer: str, term: str) -> set[str]:
     return {name.strip() for name in names}
 
 
+def naming(row: Example) -> str:
+    """Where a term may be named otherwise: an abbreviation's Definition, else its brackets."""
+    definition = sections.parse(row.answer).sections.get("Definition", "")
+    if row.category == "abbreviations":
+        return definition
+    return " | ".join(re.findall(r"\(([^)]+)\)", definition))
+
+
 def term_keys(row: Example) -> set[str]:
     """The forms under which a term is compared: lower-cased, stemmed, expanded."""
     names = {row.term} | expansions(row.answer, row.term)
@@ -136,14 +150,13 @@ def term_keys(row: Example) -> set[str]:
 
 def skeleton(prompt: str, term: str) -> str:
     """A prompt's wording: lower-cased, the term taken out, punctuation dropped."""
-    text = re.sub(re.escape(term.lower()), "@", prompt.lower())
+    text = prompt.lower().replace(term.lower(), "@")
     return " ".join(re.findall(r"[a-z0-9@]+", text))
 
 
-def check_rows(table: Table, split: str) -> None:
+def check_rows(table: Table[Example], split: str) -> None:
     """Faults inside one split: format, lengths, key facts, counts."""
     for line, row in table.rows:
-        assert isinstance(row, Example)
         for fault in sections.parse(row.answer).faults:
             table.fault(line, f"answer: {fault}")
         if row.answer != row.answer.strip() or row.prompt != row.prompt.strip():
@@ -156,13 +169,13 @@ def check_rows(table: Table, split: str) -> None:
             content = {w for w in words(fact) if len(w) > 3 or w.isdigit()}
             if content and len(content & held) / len(content) < FACT_SUPPORT:
                 table.fault(line, f"key_facts: not in the answer: {fact!r}")
-    have = Counter(row.category for _, row in table.rows if isinstance(row, Example))
+    have = Counter(str(row.category) for _, row in table.rows)
     for category, want in COUNTS.items():
         if have[category] != want[split]:
             table.fault(0, f"{category}: {have[category]} rows, {want[split]} promised")
 
 
-def first_seen(entries: Iterable[tuple[Table, int, str]], what: str) -> None:
+def first_seen(entries: Iterable[tuple[Table[Any], int, str]], what: str) -> None:
     """A fault for every entry (table, line, key) whose key occurred before."""
     seen: dict[str, tuple[str, int]] = {}
     for table, line, key in entries:
@@ -180,51 +193,73 @@ def sentences(answer: str) -> Iterator[str]:
             yield from (s.lower() for s in re.split(r"(?<=[.!?])\s+", body) if len(s.split()) > 3)
 
 
-def check_across(tables: dict[str, Table], wordings: Table, phrasing: dict[str, Table]) -> None:
+def check_across(
+    tables: dict[str, Table[Example]],
+    wordings: Table[Wordings],
+    phrasing: dict[str, Table[Phrasing]],
+) -> None:
     """Faults between rows and files: repetitions, near-duplicates, leakage."""
-    examples = [(t, n, r) for t in tables.values() for n, r in t.rows if isinstance(r, Example)]
+    examples = [(t, n, r) for t in tables.values() for n, r in t.rows]
     first_seen(((t, n, r.id) for t, n, r in examples), "id")
+    first_seen(((wordings, n, r.id) for n, r in wordings.rows), "id")
+    first_seen(((t, n, r.id) for t in phrasing.values() for n, r in t.rows), "id")
+    names = [(t, n, r, f" {' '.join(words(r.term))} ") for t, n, r in examples]
+    for table, line, row in examples:
+        text = f" {' '.join(words(naming(row)))} "
+        for there, number, named, key in names:
+            if there is not table and key in text:
+                place = f"{there.path.name}:{number}"
+                table.fault(line, f"term: {row.term!r} also at {place}: {named.term!r}")
     first_seen(((t, n, key) for t, n, r in examples for key in sorted(term_keys(r))), "term")
     first_seen(((t, n, s) for t, n, r in examples for s in set(sentences(r.answer))), "sentence")
 
-    bodies = [" ".join(sentences(r.answer)) for _, _, r in examples]
-    alike = process.cdist(bodies, bodies, scorer=fuzz.token_sort_ratio, score_cutoff=NEAR_ANSWER)
+    # Words sorted once: fuzz.ratio then is token_sort_ratio, which sorts for every pair.
+    bodies = [" ".join(sorted(" ".join(sentences(r.answer)).split())) for _, _, r in examples]
+    alike = process.cdist(bodies, bodies, scorer=fuzz.ratio, score_cutoff=NEAR_ANSWER)
     for i, (table, line, row) in enumerate(examples):
         for j in alike[i, :i].nonzero()[0]:
             table.fault(line, f"answer: nearly that of {examples[j][2].id} ({row.id})")
 
-    train = {r.id: (n, r) for n, r in tables["train"].rows if isinstance(r, Example)}
+    train = {r.id: (n, r) for n, r in tables["train"].rows}
+    asked: list[tuple[Table[Any], int, str, str]]
     asked = [(tables["train"], n, r.prompt, r.term) for n, r in train.values()]
-    for line, row in wordings.rows:
-        assert isinstance(row, Wordings)
-        if row.id not in train:
-            wordings.fault(line, f"id: {row.id!r} is no training row")
+    for line, other in wordings.rows:
+        if other.id not in train:
+            wordings.fault(line, f"id: {other.id!r} is no training row")
             continue
-        asked += [(wordings, line, w, train[row.id][1].term) for w in row.wordings]
-    tests = [(tables["test"], n, r.prompt) for n, r in tables["test"].rows]  # type: ignore[attr-defined]
-    tests += [(t, n, r.prompt) for t in phrasing.values() for n, r in t.rows]  # type: ignore[attr-defined]
+        asked += [(wordings, line, w, train[other.id][1].term) for w in other.wordings]
+    tests: list[tuple[Table[Any], int, str]]
+    tests = [(tables["test"], n, r.prompt) for n, r in tables["test"].rows]
+    tests += [(t, n, r.prompt) for t in phrasing.values() for n, r in t.rows]
     everything = [(t, n, p) for t, n, p, _ in asked] + tests
     first_seen(((t, n, " ".join(words(p))) for t, n, p in everything), "prompt")
 
+    first_seen(((t, n, skeleton(r.prompt, r.term)) for t, n, r in examples), "prompt's wording")
+    tested = [" ".join(words(r.term)) for _, r in tables["test"].rows]
+    for table, line, prompt, _ in asked:
+        text = f" {' '.join(words(prompt))} "
+        for key in tested:
+            if f" {key} " in text:
+                table.fault(line, f"prompt: names the test term {key!r}")
+
     trained = [skeleton(prompt, term) for _, _, prompt, term in asked]
     train_keys = {key for _, r in train.values() for key in term_keys(r)}
-    test_keys = {
-        k for _, r in tables["test"].rows if isinstance(r, Example) for k in term_keys(r)
-    }
-    for name, table in phrasing.items():
-        for line, row in table.rows:
-            assert isinstance(row, Phrasing)
-            key = " ".join(words(row.term))
-            if row.seen != (key in train_keys):
-                table.fault(line, f"seen: {row.seen}, but {row.term!r} in train: {not row.seen}")
+    test_keys = {k for _, r in tables["test"].rows for k in term_keys(r)}
+    for name, aside in phrasing.items():
+        for line, phrased in aside.rows:
+            key = " ".join(words(phrased.term))
+            if phrased.seen != (key in train_keys):
+                aside.fault(
+                    line, f"seen: {phrased.seen}, but {phrased.term!r} in train: {not phrased.seen}"
+                )
             if key in test_keys:
-                table.fault(line, f"term: {row.term!r} is a test term")
+                aside.fault(line, f"term: {phrased.term!r} is a test term")
             if name == "frozen":
-                wording = skeleton(row.prompt, row.term)
+                wording = skeleton(phrased.prompt, phrased.term)
                 near = process.extractOne(wording, trained, scorer=fuzz.ratio)
                 if near and near[1] >= NEAR_FROZEN:
                     where = asked[near[2]]
-                    table.fault(line, f"prompt: worded as {where[0].path.name}:{where[1]}")
+                    aside.fault(line, f"prompt: worded as {where[0].path.name}:{where[1]}")
 
 
 def check_all(education: Path = EDUCATION, phrasing: Path = PHRASING) -> list[str]:
@@ -235,7 +270,8 @@ def check_all(education: Path = EDUCATION, phrasing: Path = PHRASING) -> list[st
     for split, table in tables.items():
         check_rows(table, split)
     check_across(tables, wordings, phrased)
-    return [f for t in (*tables.values(), wordings, *phrased.values()) for f in t.faults]
+    checked: list[Table[Any]] = [*tables.values(), wordings, *phrased.values()]
+    return [fault for table in checked for fault in table.faults]
 
 
 def main() -> None:

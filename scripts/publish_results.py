@@ -71,7 +71,7 @@ def markdown(result: dict[str, Any]) -> str:
     """The table of README."""
     seeds = ", ".join(map(str, result["seeds"]))
     lines = [
-        f"| strict adherence, Q4_K_M | base | tuned, seed {result['seeds'][0]} | tuned, seeds {seeds} |",
+        f"| strict adherence | base | tuned, seed {result['seeds'][0]} | tuned, seeds {seeds} |",
         "|---|---|---|---|",
     ]
     for label, row in result["table"].items():

@@ -35,7 +35,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise StepError(f"{path}: no such recipe; there are: {', '.join(map(_short, _yamls()))}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise StepError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise StepError(f"{path}: a recipe is a mapping of keys, not {type(content).__name__}")
@@ -77,7 +77,7 @@ def family_of(recipe: Path) -> str:
     """The model family a recipe belongs to: the folder below recipes/ it lies in."""
     path = recipe.resolve()
     if not path.is_relative_to(RECIPES) or len(path.relative_to(RECIPES).parts) < 2:
-        raise StepError(f"{recipe}: a recipe lies in recipes/<family>/, the family decides the base")
+        raise StepError(f"{recipe}: a recipe lies in recipes/<family>/")
     return path.relative_to(RECIPES).parts[0]
 
 
@@ -103,6 +103,9 @@ def check(path: Path, config: dict[str, Any]) -> None:
     for key in ("base_model", "datasets", "output_dir", "chat_template_jinja"):
         if not config.get(key):
             raise StepError(f"{path}: no {key}")
+    for i, dataset in enumerate(config["datasets"]):
+        if not isinstance(dataset, dict) or not dataset.get("path"):
+            raise StepError(f"{path}: datasets[{i}] has no path")
     for key, name in local_files(config).items():
         if not (ROOT / name).exists():
             hint = "make data" if "data" in name else "make base or an earlier stage"

@@ -49,17 +49,21 @@ def export_sheet(out: Path, education: Path = EDUCATION, reviews: Path = REVIEWS
     """Write the sheet, with the decisions that still hold. Returns the number of open rows."""
     known = {r["id"]: r for r in read_jsonl(reviews)} if reviews.exists() else {}
     still_open = 0
-    with written_whole(out) as temporary:
-        with temporary.open("w", newline="", encoding="utf-8-sig") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            for split, row in rows(education):
-                made = known.get(row["id"], {})
-                holds = made.get("row_hash") == row_hash(row)
-                still_open += not holds
-                line = {"split": split, **row, "row_hash": row_hash(row)}
-                line |= {k: made[k] for k in FILLED} if holds else {}
-                writer.writerow({k: cell(line.get(k, "")) for k in COLUMNS})
+    lines = []
+    for split, row in rows(education):
+        made = known.get(row["id"], {})
+        holds = made.get("row_hash") == row_hash(row)
+        still_open += not holds
+        line = {"split": split, **row, "row_hash": row_hash(row)}
+        line |= {k: made[k] for k in FILLED} if holds else {}
+        lines.append({k: cell(line.get(k, "")) for k in COLUMNS})
+    with (
+        written_whole(out) as temporary,
+        temporary.open("w", newline="", encoding="utf-8-sig") as f,
+    ):
+        writer = csv.DictWriter(f, COLUMNS)
+        writer.writeheader()
+        writer.writerows(lines)
     return still_open
 
 

@@ -35,7 +35,7 @@ FAULTS = {
     "not_ended": "the model did not end its answer (no end-of-sequence token)",
 }
 
-_HEADING = re.compile(r"\*\*(%s)\*\*:" % "|".join(SECTIONS))
+_HEADING = re.compile(r"\*\*(" + "|".join(SECTIONS) + r")\*\*:")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
 
 

@@ -96,7 +96,9 @@ def locked(path: Path) -> Iterator[int]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StepError(f"{path}: a training of this run is going on; wait or end it") from error
+            raise StepError(
+                f"{path}: a training of this run is going on; wait or end it"
+            ) from error
         yield file.fileno()
 
 
@@ -135,8 +137,9 @@ def run_axolotl(command: list[str], log: Path, lock: int | None = None) -> None:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
     if code:
-        lines = re.findall(r"^[\w.]*(?:Error|Exception|Interrupt)\b.*", tail.decode(errors="replace"), re.M)
-        raise StepError(f"axolotl ended with {code}: {lines[-1] if lines else 'see'} ({log})")
+        lines = re.findall(rb"^[\w.]*(?:Error|Exception|Interrupt)\b.*", tail, re.MULTILINE)
+        words = lines[-1].decode(errors="replace") if lines else "no message"
+        raise StepError(f"axolotl ended with {code}: {words} ({log})")
 
 
 def train(recipe: Path, out: Path, overrides: dict[str, Any], launcher: str) -> dict[str, Any]:
@@ -186,7 +189,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--launcher", choices=["python", "accelerate", "torchrun"], default="python")
+    parser.add_argument(
+        "--launcher", choices=["python", "accelerate", "torchrun"], default="python"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key"
     )

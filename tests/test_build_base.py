@@ -6,17 +6,18 @@ import random
 
 import pytest
 from llama_cpp import Llama
+from transformers import AutoTokenizer
+
 from medalign.artifacts import StepError, read_jsonl
 from medalign.build_base import TEMPLATE, embedded_gguf, gguf_fields
 from medalign.check_education import EDUCATION
-from transformers import AutoTokenizer
 
 PIECES = [
     "hypertension", " the", "β-blocker", "µg/dL", "37.5 °C", "10⁹/L", "naïve", "Sjögren", "Ménière",
     "Guillain–Barré", "2,000", "0.05", "1234567890", "\n", "\n\n", "\t", "  ", "   ", "\r\n", "’s",
-    "don't", "I'll", "日本語", "🫀", "👩‍⚕️", "Δ", "α", "Ω", "≥", "±", "½", "%", "mm\u2009Hg", "\u00a0",
+    "don't", "I'll", "日本語", "🫀", "👩‍⚕️", "Δ", "α", "Ω", "≥", "±", "½", "mm\u2009Hg", "\u00a0",
     "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<s>", "</s>", "[INST]", "**Note**:", "COVID-19",
-    "SpO2", "HbA1c", "T4/T3", "e\u0301", "É", "ﬁ", "_", "__", "...", "…", "(", ")", "#", "a", "Z", "0",
+    "SpO2", "HbA1c", "T4/T3", "e\u0301", "É", "ﬁ", "_", "__", "...", "…", "(", ")", "#", "a",
 ]  # fmt: skip
 
 

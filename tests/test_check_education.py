@@ -22,13 +22,17 @@ from medalign.check_education import check_all
 from medalign.sections import SECTIONS, parse, render
 
 FOLDERS = {"education": ROOT / "data/education", "phrasing": ROOT / "evals/education_format"}
-FOLDER_OF = {
+FILES = {
     "train": "education/train.jsonl",
     "test": "education/test.jsonl",
     "wordings": "education/wordings.jsonl",
     "tune": "phrasing/phrasing_tune.jsonl",
     "frozen": "phrasing/phrasing_frozen.jsonl",
 }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 class Copy:
@@ -42,11 +46,10 @@ class Copy:
                 shutil.copy(file, root / name)
 
     def path(self, name: str) -> Path:
-        return self.root / FOLDER_OF[name]
+        return self.root / FILES[name]
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        text = self.path(name).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.split("\n") if line]
+        return read(self.path(name))
 
     def row(self, name: str, line: int) -> dict[str, Any]:
         return self.rows(name)[line - 1]
@@ -93,6 +96,7 @@ def remembered() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(check_education, "words", functools.cache(check_education.words))
+        patch.setattr(check_education, "skeleton", functools.cache(check_education.skeleton))
         patch.setattr(
             check_education.process,
             "cdist",
@@ -126,7 +130,7 @@ def test_a_copy_of_the_real_data_has_no_fault(copy: Copy) -> None:
 # ---- rows that do not fit the schema
 
 
-@pytest.mark.parametrize("name", FOLDER_OF)
+@pytest.mark.parametrize("name", FILES)
 def test_a_line_that_is_no_json_is_named(copy: Copy, name: str) -> None:
     copy.change_bytes(name, 3, b'{"id": "mt-003", ')
     assert_fault(copy.faults(), f"{copy.path(name).name}:3: not a line of JSON in UTF-8")
@@ -188,8 +192,10 @@ def test_an_answer_with_another_disclaimer_is_named(copy: Copy) -> None:
 
 
 def test_an_answer_too_short_is_named_with_its_length(copy: Copy) -> None:
-    copy.change("train", 11, answer=render("A short one.", "It is short.", "Too short."))
-    assert_fault(copy.faults(), "train.jsonl:11: answer: 26 words, not 90 to 220")
+    answer = render("A short one.", "It is short.", "Too short.")
+    copy.change("train", 11, answer=answer)
+    start = f"train.jsonl:11: answer: {len(answer.split())} words, not 90 to 220"
+    assert_fault(copy.faults(), start)
 
 
 def test_an_answer_too_long_is_named_with_its_length(copy: Copy) -> None:
@@ -221,7 +227,7 @@ def test_a_row_removed_is_seen_in_the_counts(copy: Copy, split: str, have: int, 
 # ---- repetitions
 
 
-@pytest.mark.parametrize("name", FOLDER_OF)
+@pytest.mark.parametrize("name", FILES)
 def test_an_id_used_twice_is_named_with_both_lines(copy: Copy, name: str) -> None:
     copy.change(name, 2, id=copy.row(name, 1)["id"])
     file = copy.path(name).name
@@ -284,7 +290,7 @@ def test_wordings_for_an_id_that_is_not_trained_are_named(copy: Copy, id_: str) 
 # ---- the phrasing sets
 
 
-@pytest.mark.parametrize("line", range(1, 150, 30))
+@pytest.mark.parametrize("line", range(1, 150, 40))
 def test_a_frozen_phrasing_worded_as_a_training_wording_is_named(copy: Copy, line: int) -> None:
     """A wording of training, asked about another term, is no fresh wording."""
     training = copy.row("train", line)
@@ -315,10 +321,8 @@ def test_a_phrasing_about_a_test_term_is_named(copy: Copy, name: str) -> None:
 # ---- a term of one split in the other, under another form
 
 
-@pytest.mark.parametrize("form", ["Fistula", "Fistulas", "FISTULA", "fistula's"])
+@pytest.mark.parametrize("form", ["Fistula", "Fistulas", "FISTULA", "fistula "])
 def test_a_test_term_trained_under_another_spelling_is_named(copy: Copy, form: str) -> None:
-    if form.endswith("'s"):
-        form = form.replace("'", "")
     copy.change("train", 30, term=form)
     line = copy.line("test", "term", "Fistula")
     assert_fault(copy.faults(), f"test.jsonl:{line}: term also at train.jsonl:30")
@@ -428,7 +432,7 @@ def test_a_term_in_the_other_split_by_another_name_is_named(leaked, split: str, 
     own = f"{split}.jsonl:{copy.line(split, 'term', term)}"
     other = OTHER_SPLIT[split]
     there = f"{other}.jsonl:{copy.line(other, 'term', OTHER_NAMES[split][term])}"
-    named = [f for f in faults if own in f and there in f and ": term" in f]
+    named = [f for f in faults if f"{own}:" in f and f"{there}:" in f and ": term" in f]
     assert named, f"{OTHER_NAMES[split][term]!r} at {there} is {term!r} at {own}"
 
 
@@ -459,10 +463,6 @@ def test_a_file_that_is_not_there_is_named(copy: Copy) -> None:
 # Test and train answers may share fixed phrases and values, the longest being the 11 words
 # "about 2 to 3 mg dL 34 to 51 μmol L" (bilirubin, dt-022 and mt-011): no run of 12.
 SHARED_RUN = 12
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def plain(text: str) -> str:
@@ -501,7 +501,7 @@ def asked_in_training(train, tmp_path_factory) -> set[str]:
 
 @pytest.mark.parametrize("name", ["test", "tune", "frozen"])
 def test_no_prompt_of_an_evaluation_is_trained_on(asked_in_training: set[str], name: str) -> None:
-    folder, file = FOLDER_OF[name].split("/")
+    folder, file = FILES[name].split("/")
     prompts = [plain(row["prompt"]) for row in read(FOLDERS[folder] / file)]
     assert len(prompts) >= 50
     together = f" {' | '.join(sorted(asked_in_training))} "
@@ -509,9 +509,8 @@ def test_no_prompt_of_an_evaluation_is_trained_on(asked_in_training: set[str], n
 
 
 def test_no_test_term_is_a_train_term(train, test_rows) -> None:
-    assert {plain(row["term"]) for row in train} & {
-        plain(row["term"]) for row in test_rows
-    } == set()
+    trained = {plain(row["term"]) for row in train}
+    assert [row["term"] for row in test_rows if plain(row["term"]) in trained] == []
 
 
 def test_no_row_is_in_both_splits(train, test_rows) -> None:

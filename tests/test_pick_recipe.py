@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from conftest import make
+
 from medalign import pick_recipe
 from medalign.artifacts import ROOT
-
-from conftest import make
 
 
 @pytest.mark.parametrize(

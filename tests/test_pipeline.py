@@ -10,14 +10,14 @@ import sys
 
 import pytest
 import torch
+from conftest import RECIPE, make, script
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from medalign import gguf_model
 from medalign.artifacts import ROOT, StepError
 from medalign.evaluate_format import evaluate
 from medalign.recipe import system_prompt
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from conftest import RECIPE, make, script
 
 pytestmark = pytest.mark.slow
 SHORT = {"max_steps": 6, "save_steps": 2, "micro_batch_size": 1, "learning_rate": 0.003}
@@ -40,7 +40,9 @@ def run(tmp_path_factory, base, data):
     command = train_command(folder / "adapter")
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     seen = b""
-    while b"'epoch'" not in seen.partition(b"checkpoint-2")[2] and (chunk := os.read(child.stdout.fileno(), 4096)):
+    while b"'epoch'" not in seen.partition(b"checkpoint-2")[2] and (
+        chunk := os.read(child.stdout.fileno(), 4096)
+    ):
         seen += chunk
         if (folder / "adapter.partial/checkpoint-2/trainer_state.json").exists():
             break
@@ -58,7 +60,13 @@ def run(tmp_path_factory, base, data):
 
 @pytest.fixture(scope="module")
 def merged(run):
-    done = script("merge_adapter.py", "--adapter", run["folder"] / "adapter", "--out", run["folder"] / "merged")
+    done = script(
+        "merge_adapter.py",
+        "--adapter",
+        run["folder"] / "adapter",
+        "--out",
+        run["folder"] / "merged",
+    )
     assert done.returncode == 0, done.stderr
     return run["folder"] / "merged"
 
@@ -112,7 +120,9 @@ def test_only_the_answer_and_its_end_are_trained(run, base):
     answer = tokenizer.decode(trained)
     assert answer.startswith("**Definition**:") and answer.rstrip().endswith("<|im_end|>")
     prompt = tokenizer.decode(masked)
-    assert prompt.startswith("<|im_start|>system\n" + system_prompt() + "<|im_end|>\n<|im_start|>user\n")
+    assert prompt.startswith(
+        "<|im_start|>system\n" + system_prompt() + "<|im_end|>\n<|im_start|>user\n"
+    )
     assert "**Definition**" not in prompt
 
 
@@ -191,7 +201,10 @@ def test_evaluation_of_few_prompts_resumes_and_is_deterministic(gguf, tmp_path):
 
 def test_an_unknown_recipe_key_is_one_clear_error(tmp_path, base, data):
     done = subprocess.run(
-        train_command(tmp_path / "adapter", learning_rat=1), cwd=ROOT, capture_output=True, text=True
+        train_command(tmp_path / "adapter", learning_rat=1),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1
     assert "unknown key 'learning_rat', is it 'learning_rate'?" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from medalign.artifacts import ROOT, StepError
 from medalign.recipe import MODELS, all_recipes, family_of, model, read_yaml, system_prompt
 from medalign.write_modelfile import check, parse, render, write
