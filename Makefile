@@ -14,7 +14,7 @@ QUANT  ?= Q4_K_M
 # What is trained. RECIPE= chooses, else the hardware does; SEED= trains under another seed,
 # into a run of its own.
 ifeq ($(origin RECIPE),undefined)
-RECIPE := $(shell python3 scripts/pick_recipe.py 2>/dev/null || echo no-recipe-for-this-gpu)
+RECIPE := $(shell $(PYTHON) scripts/pick_recipe.py 2>/dev/null || echo no-recipe-for-this-gpu)
 endif
 SEED   ?=
 FAMILY := $(notdir $(patsubst %/,%,$(dir $(RECIPE))))
@@ -43,7 +43,8 @@ help:  ## this list
 	@echo "make TARGET [RECIPE=recipes/…/….yaml] [SEED=n] [QUANT=Q4_K_M]   (now: $(RECIPE))"
 	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: report  ## from nothing to a trained, quantized, evaluated model and its report
+demo:  ## from nothing to a trained, quantized, evaluated model and its report, on any machine
+	@$(MAKE) report RECIPE=$(if $(filter file,$(origin RECIPE)),recipes/smollm2-135m/sft-lora-cpu.yaml,$(RECIPE))
 
 setup: $(VENV)/.ready build/llama.cpp/VERSION  ## the environment: .venv, dependencies, GGUF converter
 
@@ -93,10 +94,10 @@ build/eval/$(FAMILY)-$(QUANT)-base.json: $(BASE_GGUF) $(PROMPTS)
 $(RUN)/eval/base.json: build/eval/$(FAMILY)-$(QUANT)-base.json
 	@mkdir -p $(@D) && cp $< $@
 
-report: $(RUN)/report.html  ## the page: curves, adherence, answers side by side
+report: $(RUN)/report.html  ## the page: curves, adherence, answers side by side; prints the table
 	@$(PY) scripts/build_report.py --run $(RUN) --show
 $(RUN)/report.html: $(RUN)/eval/tuned.json $(RUN)/eval/base.json $(RUN)/Modelfile scripts/build_report.py scripts/report.html.jinja
-	@$(PY) scripts/build_report.py --run $(RUN)
+	@$(PY) scripts/build_report.py --run $(RUN) > /dev/null
 
 SEEDS := 1 2
 seeds: report  ## the demo's run again under other seeds (SEEDS="1 2")
@@ -126,6 +127,6 @@ clean:  ## remove what was built (runs/ stays)
 	rm -rf build
 
 no-recipe-for-this-gpu:
-	@python3 scripts/pick_recipe.py
+	@$(PYTHON) scripts/pick_recipe.py
 recipes/%.yaml:
 	@echo "error: $@: no such recipe; there are: $(wildcard recipes/*/*.yaml)" >&2; exit 1
