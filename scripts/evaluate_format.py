@@ -24,6 +24,7 @@ from scipy.stats import binomtest
 
 from medalign import gguf_model
 from medalign.artifacts import manifest, read_jsonl, remove, run_step, sha256, write_json
+from medalign.build_base import gguf_fields
 from medalign.check_education import EDUCATION, PHRASING
 from medalign.recipe import SYSTEM_PROMPT, system_prompt
 from medalign.sections import SECTIONS, parse
@@ -103,7 +104,6 @@ def scored(row: dict[str, Any], name: str, answer: gguf_model.Answer) -> Item:
 def evaluate(model: Path, out: Path, sets: list[str], system: str, limit: int | None) -> Item:
     """Ask `model` all prompts of `sets`; write and return the result. Resumes where it was."""
     began = time.monotonic()
-    llm = gguf_model.load(model)
     settings = {"system_prompt": system, "temperature": 0.0, "max_tokens": MAX_TOKENS}
     identity = json.dumps({"model": sha256(model), **settings})
     progress = out.with_suffix(".partial.jsonl")
@@ -113,16 +113,17 @@ def evaluate(model: Path, out: Path, sets: list[str], system: str, limit: int | 
         items = read_jsonl(progress) if progress.read_bytes().endswith(b"\n") else []
         done = {(i["set"], i["id"], i["prompt"]): i for i in items if i["of"] == identity}
     rows = [(name, row) for name in sets for row in read_jsonl(SETS[name])[:limit]]
+    known = [done.get((name, row["id"], row["prompt"])) for name, row in rows]
+    chats = [
+        [{"role": "system", "content": system}, {"role": "user", "content": row["prompt"]}]
+        for (_, row), item in zip(rows, known, strict=True)
+        if item is None
+    ]
+    answers = gguf_model.ask_all(model, chats, MAX_TOKENS)
     items = []
     with progress.open("w", encoding="utf-8") as file:
-        for name, row in track(rows, f"asking {model.name}"):
-            item = done.get((name, row["id"], row["prompt"]))
-            if item is None:
-                messages = [
-                    {"role": "system", "content": system},
-                    {"role": "user", "content": row["prompt"]},
-                ]
-                item = scored(row, name, gguf_model.ask(llm, messages, MAX_TOKENS))
+        for (name, row), item in track(zip(rows, known, strict=True), model.name, len(rows)):
+            item = item or scored(row, name, next(answers))
             file.write(json.dumps({**item, "of": identity}, ensure_ascii=False) + "\n")
             file.flush()
             items.append({k: v for k, v in item.items() if k != "of"})
@@ -133,7 +134,7 @@ def evaluate(model: Path, out: Path, sets: list[str], system: str, limit: int | 
             began,
             settings=settings,
             template_sha256=hashlib.sha256(
-                llm.metadata.get("tokenizer.chat_template", "").encode()
+                gguf_fields(model).get("tokenizer.chat_template", "").encode()
             ).hexdigest(),
         ),
         "scores": {s: score([i for i in items if i["set"] == s]) for s in sets},
@@ -156,10 +157,9 @@ def main() -> None:
     result = evaluate(args.model, args.out, args.sets, system, args.limit)
     for name, scores in result["scores"].items():
         s = scores["strict"]
-        print(
-            f"{name}: {s['k']}/{s['n']} keep the format ({s['rate']:.1%},"
-            f" 95 % CI {s['low']:.1%}-{s['high']:.1%}), {scores['tokens_per_second']} tokens/s"
-        )
+        interval = f"95 % CI {s['low']:.1%}-{s['high']:.1%}"
+        speed = f"{scores['tokens_per_second']} tokens/s a thread"
+        print(f"{name}: {s['k']}/{s['n']} keep the format ({s['rate']:.1%}, {interval}), {speed}")
 
 
 if __name__ == "__main__":

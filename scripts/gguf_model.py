@@ -1,10 +1,19 @@
-"""A GGUF model in llama.cpp: loaded with a clear error, asked one chat at a time."""
+"""A GGUF model in llama.cpp: loaded with a clear error, asked chat after chat.
+
+Many chats are spread over processes of one thread each: on a small model that is faster than
+one process of many threads, which wait for each other at every layer, and far more so on a
+machine that does other things as well.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from medalign.artifacts import StepError, require_file
@@ -21,8 +30,14 @@ class Answer:
     seconds: float
 
 
-def load(path: Path, n_ctx: int = 1024, logits_all: bool = False):
-    """Open a GGUF with llama-cpp-python. StepError if it is not there, cut short or damaged."""
+Chat = list[dict[str, str]]  # [{"role": …, "content": …}, …]
+
+
+def load(path: Path, n_ctx: int = 1024):
+    """Open a GGUF with llama-cpp-python, on one thread.
+
+    StepError if it is not there, cut short or damaged.
+    """
     from llama_cpp import Llama
 
     require_file(path, "make gguf writes it")
@@ -30,8 +45,8 @@ def load(path: Path, n_ctx: int = 1024, logits_all: bool = False):
         return Llama(
             str(path),
             n_ctx=n_ctx,
-            n_threads=len(os.sched_getaffinity(0)),
-            logits_all=logits_all,
+            n_threads=1,
+            n_threads_batch=1,
             seed=0,
             verbose=False,
         )
@@ -39,12 +54,14 @@ def load(path: Path, n_ctx: int = 1024, logits_all: bool = False):
         raise StepError(f"{path}: llama.cpp cannot load it ({error}); make it again") from error
 
 
-def ask(llm, messages: list[dict[str, str]], max_tokens: int) -> Answer:
+def ask(llm, messages: Chat, max_tokens: int) -> Answer:
     """Ask greedily under the chat template inside the GGUF.
 
-    messages: [{"role", "content"}, …]. max_tokens: where an answer without end is cut.
+    max_tokens: where an answer without end is cut. Nothing is kept of the chat before, so that
+    the answer does not hang on what was asked earlier.
     """
     began = time.monotonic()
+    llm.reset()
     done = llm.create_chat_completion(messages, temperature=0.0, max_tokens=max_tokens)
     choice = done["choices"][0]
     return Answer(
@@ -54,3 +71,25 @@ def ask(llm, messages: list[dict[str, str]], max_tokens: int) -> Answer:
         tokens=done["usage"]["completion_tokens"],
         seconds=round(time.monotonic() - began, 3),
     )
+
+
+_loaded: list = []  # the model of this worker process
+
+
+def _start(path: Path) -> None:
+    """Load the model once in a worker; Ctrl-C is the parent's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _loaded.append(load(path))
+
+
+def _answer(messages: Chat, max_tokens: int) -> Answer:
+    return ask(_loaded[0], messages, max_tokens)
+
+
+def ask_all(path: Path, chats: list[Chat], max_tokens: int) -> Iterator[Answer]:
+    """Ask every chat, one process a core; the answers come in the order of the chats."""
+    load(path)  # a damaged file is told here, not by every worker
+    context = multiprocessing.get_context("spawn")
+    workers = max(1, min(len(chats), len(os.sched_getaffinity(0))))
+    with context.Pool(workers, _start, (path,)) as pool:
+        yield from pool.imap(partial(_answer, max_tokens=max_tokens), chats)

@@ -48,6 +48,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30),
     "MALLOC_TOP_PAD_": str(256 * 2**20),
 }
+TRACEBACK = b"Traceback (most recent call last)"
 
 
 def effective(recipe: Path, out: Path, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -96,9 +97,7 @@ def locked(path: Path) -> Iterator[int]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StepError(
-                f"{path}: a training of this run is going on; wait or end it"
-            ) from error
+            raise StepError(f"{path}: this run is being trained; wait or end it") from error
         yield file.fileno()
 
 
@@ -127,10 +126,10 @@ def run_axolotl(command: list[str], log: Path, lock: int | None = None) -> None:
             while chunk := os.read(child.stdout.fileno(), 65536):
                 file.write(chunk)
                 tail = (tail + chunk)[-20000:]
-                failed = failed or b"Traceback (most recent call last)" in tail
                 if not failed:
-                    sys.stdout.buffer.write(chunk)
+                    sys.stdout.buffer.write(chunk.partition(TRACEBACK)[0])
                     sys.stdout.flush()
+                    failed = TRACEBACK in tail
         code = child.wait()
     finally:
         if child.poll() is None:

@@ -32,8 +32,8 @@ def script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str
 @pytest.fixture(scope="session")
 def base() -> Path:
     """The embedded base model's folder."""
-    done = make("build/models/smollm2-135m-instruct/manifest.json", f"RECIPE={RECIPE}")
-    assert done.returncode == 0, done.stderr
+    done = make("base", "RECIPE=recipes/smollm2-135m/sft-lora-cpu.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
     return ROOT / "build/models/smollm2-135m-instruct"
 
 

@@ -263,8 +263,14 @@ def test_a_sentence_shared_between_train_and_test_is_named(copy: Copy) -> None:
 def test_a_test_prompt_among_the_wordings_is_named(copy: Copy, change) -> None:
     wordings = [*copy.row("wordings", 6)["wordings"], change(copy.row("test", 6)["prompt"])]
     copy.change("wordings", 6, wordings=wordings)
+    assert_fault(copy.faults(), "test.jsonl:6: prompt also at wordings.jsonl:6")
+
+
+def test_a_wording_that_names_a_test_term_is_named(copy: Copy) -> None:
+    term = copy.row("test", 6)["term"]
+    copy.change("wordings", 6, wordings=[f"is that like {term.upper()}, or what is it then"])
     (fault,) = copy.faults()
-    assert fault.startswith("test.jsonl:6: prompt also at wordings.jsonl:6")
+    assert fault.startswith("wordings.jsonl:6: prompt: names the test term")
 
 
 @pytest.mark.parametrize("name", ["tune", "frozen"])

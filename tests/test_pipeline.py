@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -209,3 +210,14 @@ def test_an_unknown_recipe_key_is_one_clear_error(tmp_path, base, data):
     assert done.returncode == 1
     assert "unknown key 'learning_rat', is it 'learning_rate'?" in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "adapter").exists()
+
+
+def test_accelerate_launch_starts_the_recipe_as_well(tmp_path, base, data):
+    """The launcher that README names, on the recipe file itself, for one step."""
+    command = [str(Path(sys.executable).parent / "accelerate"), "launch", "--cpu"]
+    command += ["-m", "axolotl.cli.train", str(RECIPE.relative_to(ROOT)), "--max_steps=1"]
+    command += ["--micro_batch_size=1", f"--output_dir={tmp_path / 'adapter'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "adapter/training.json").read_text())["global_step"] == 1
+    assert (tmp_path / "adapter/adapter_model.safetensors").exists()
