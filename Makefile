@@ -16,16 +16,20 @@ QUANT  ?= Q4_K_M
 ifeq ($(origin RECIPE),undefined)
 RECIPE := $(shell $(PYTHON) scripts/pick_recipe.py 2>/dev/null || echo no-recipe-for-this-gpu)
 endif
+CHOSEN := $(origin RECIPE)
+override RECIPE := $(patsubst $(CURDIR)/%,%,$(patsubst ./%,%,$(RECIPE)))
 SEED   ?=
-FAMILY := $(notdir $(patsubst %/,%,$(dir $(RECIPE))))
+FAMILY := $(word 2,$(subst /, ,$(RECIPE)))
 RUN    := $(patsubst recipes/%.yaml,runs/%,$(RECIPE))$(if $(SEED),-seed$(SEED))
+# Another quantization lies in a folder of its own below the run, with its Modelfile and results.
+OUT    := $(RUN)$(if $(filter-out Q4_K_M,$(QUANT)),/$(QUANT))
 STEM   := $(shell sed -n '/^$(FAMILY):/,/^$$/s/^  name: *//p' recipes/models.yaml)
 
 BASE   := build/models/smollm2-135m-instruct
 DATA   := build/data/education
 ADAPTER := $(RUN)/adapter/manifest.json
 MERGED := $(RUN)/merged/manifest.json
-GGUF   := $(RUN)/$(STEM)-$(QUANT).gguf
+GGUF   := $(OUT)/$(STEM)-$(QUANT).gguf
 
 export AXOLOTL_DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -34,9 +38,12 @@ ifeq ($(FAMILY),smollm2-135m)
 export HF_HUB_OFFLINE := 1
 NEEDS_BASE := $(BASE)/manifest.json
 BASE_GGUF := $(BASE)-$(QUANT).gguf
+else
+# The hub's model as GGUF, to compare with: make eval BASE_GGUF=file.gguf
+BASE_GGUF ?= BASE_GGUF=a-GGUF-of-the-untuned-model-is-needed
 endif
 
-.PHONY: help setup demo data base sft merge gguf ollama eval report results seeds \
+.PHONY: help setup demo data base sft merge gguf ollama eval eval-tune report results seeds \
         review-sheet test test-fast lint lock clean
 
 help:  ## this list
@@ -44,7 +51,7 @@ help:  ## this list
 	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo:  ## from nothing to a trained, quantized, evaluated model and its report, on any machine
-	@$(MAKE) report RECIPE=$(if $(filter file,$(origin RECIPE)),recipes/smollm2-135m/sft-lora-cpu.yaml,$(RECIPE))
+	@$(MAKE) report RECIPE=$(if $(filter file,$(CHOSEN)),recipes/smollm2-135m/sft-lora-cpu.yaml,$(RECIPE))
 
 setup: $(VENV)/.ready build/llama.cpp/VERSION  ## the environment: .venv, dependencies, GGUF converter
 
@@ -72,35 +79,40 @@ merge: $(MERGED)  ## merge the adapter into its base
 $(MERGED): $(ADAPTER)
 	@$(PY) scripts/merge_adapter.py --adapter $(RUN)/adapter --out $(RUN)/merged
 
-gguf: $(GGUF) $(RUN)/Modelfile  ## convert to GGUF and quantize (QUANT=), write the Modelfile
+gguf: $(GGUF) $(OUT)/Modelfile  ## convert to GGUF and quantize (QUANT=), write the Modelfile
 $(GGUF): $(MERGED) | build/llama.cpp/VERSION
 	@$(PY) scripts/export_gguf.py --model $(RUN)/merged --out $@ --quant $(QUANT)
-$(RUN)/Modelfile: $(GGUF) data/system_prompt.txt recipes/models.yaml $(wildcard recipes/templates/*.gotmpl)
+$(OUT)/Modelfile: $(GGUF) data/system_prompt.txt recipes/models.yaml $(wildcard recipes/templates/*.gotmpl)
 	@$(PY) scripts/write_modelfile.py --gguf $(GGUF) --recipe $(RECIPE) --out $@
 $(BASE)-%.gguf: $(BASE)/manifest.json | build/llama.cpp/VERSION
 	@$(PY) scripts/export_gguf.py --model $(BASE) --out $@ --quant $*
 
-ollama: $(RUN)/Modelfile  ## create the Ollama model (NAME=medalign), or say how
-	@$(PY) scripts/write_modelfile.py --check $(RUN)/Modelfile
-	create="ollama create $(or $(NAME),medalign) -f $(RUN)/Modelfile"
+ollama: $(OUT)/Modelfile  ## create the Ollama model (NAME=medalign), or say how
+	@$(PY) scripts/write_modelfile.py --check $(OUT)/Modelfile
+	create="ollama create $(or $(NAME),medalign) -f $(OUT)/Modelfile"
 	if command -v ollama >/dev/null; then $$create; else echo "ollama is not installed; where it is: $$create"; fi
 
-eval: $(RUN)/eval/tuned.json $(RUN)/eval/base.json  ## form of the answers, base and tuned, as quantized GGUF
-PROMPTS := data/education/test.jsonl evals/education_format/phrasing_frozen.jsonl data/system_prompt.txt
-$(RUN)/eval/tuned.json: $(GGUF) $(PROMPTS)
+eval: $(OUT)/eval/tuned.json $(OUT)/eval/base.json  ## form of the answers, base and tuned, as quantized GGUF
+SCORER := data/system_prompt.txt scripts/evaluate_format.py scripts/sections.py scripts/gguf_model.py
+PROMPTS := data/education/test.jsonl evals/education_format/phrasing_frozen.jsonl $(SCORER)
+$(OUT)/eval/tuned.json: $(GGUF) $(PROMPTS)
 	@$(PY) scripts/evaluate_format.py --model $(GGUF) --out $@
 build/eval/$(FAMILY)-$(QUANT)-base.json: $(BASE_GGUF) $(PROMPTS)
 	@$(PY) scripts/evaluate_format.py --model $(BASE_GGUF) --out $@
-$(RUN)/eval/base.json: build/eval/$(FAMILY)-$(QUANT)-base.json
-	@mkdir -p $(@D) && cp $< $@
+$(OUT)/eval/base.json: build/eval/$(FAMILY)-$(QUANT)-base.json
+	@mkdir -p $(@D)
+	cp $< $@.partial
+	mv $@.partial $@
+eval-tune: $(GGUF)  ## the phrasings to look at while working, tuned model only
+	@$(PY) scripts/evaluate_format.py --model $(GGUF) --sets tune --out $(OUT)/eval/tune.json
 
-report: $(RUN)/report.html  ## the page: curves, adherence, answers side by side; prints the table
-	@$(PY) scripts/build_report.py --run $(RUN) --show
-$(RUN)/report.html: $(RUN)/eval/tuned.json $(RUN)/eval/base.json $(RUN)/Modelfile scripts/build_report.py scripts/report.html.jinja
-	@$(PY) scripts/build_report.py --run $(RUN) > /dev/null
+report: $(OUT)/report.html  ## the page: curves, adherence, answers side by side; prints the table
+	@$(PY) scripts/build_report.py --run $(OUT) --show
+$(OUT)/report.html: $(OUT)/eval/tuned.json $(OUT)/eval/base.json $(OUT)/Modelfile scripts/build_report.py scripts/report.html.jinja
+	@$(PY) scripts/build_report.py --run $(OUT) > /dev/null
 
 SEEDS := 1 2
-seeds: report  ## the demo's run again under other seeds (SEEDS="1 2")
+seeds: report  ## the recipe again under other seeds (SEEDS="1 2")
 	@for seed in $(SEEDS); do $(MAKE) report RECIPE=$(RECIPE) SEED=$$seed; done
 
 results: | $(VENV)/.ready  ## docs/results and README's table, from the runs of make seeds
@@ -116,7 +128,8 @@ test-fast: setup  ## the tests without real training, minutes
 	@$(PY) -m pytest -q -m "not slow"
 
 lint: $(VENV)/.ready  ## ruff and mypy
-	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	mkdir -p build/typing && ln -sfn ../../scripts build/typing/medalign
 	MYPYPATH=build/typing $(VENV)/bin/mypy -p medalign
 
@@ -126,6 +139,8 @@ lock: $(VENV)/.ready  ## write constraints.txt from the environment, prove the g
 clean:  ## remove what was built (runs/ stays)
 	rm -rf build
 
+BASE_GGUF=%:
+	@echo "error: give the untuned model to compare with: make eval BASE_GGUF=file.gguf" >&2; exit 1
 no-recipe-for-this-gpu:
 	@$(PYTHON) scripts/pick_recipe.py
 recipes/%.yaml:

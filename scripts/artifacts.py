@@ -36,6 +36,7 @@ def run_step(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's main and exit: 0, 1 with one clear line, or 130 on Ctrl-C."""
     # A terminated step must unwind, so that it removes what it had begun to write.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
     try:
         sys.exit(main())
     except StepError as error:

@@ -19,6 +19,8 @@ import difflib
 import hashlib
 import inspect
 import json
+import statistics
+import time
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -76,21 +78,40 @@ def content_key(cfg: dict[str, Any]) -> str:
 
 
 class TrainingLog(TrainerCallback):
-    """Writes the whole training log when the last step is done."""
+    """Writes the whole training log when the last step is done, over all sessions of a run."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            for stale in ("training.json", "manifest.json"):  # of an earlier run in this folder
+                Path(args.output_dir, stale).unlink(missing_ok=True)
+            self.begun_at, self.began = state.global_step, time.monotonic()
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.sessions(args, state)  # this one may not see the end
+
+    def sessions(self, args, state) -> list[dict[str, float]]:
+        """Each session's first and last step and its seconds, this one's brought up to date."""
+        path = Path(args.output_dir, "sessions.json")
+        known = json.loads(path.read_text()) if path.exists() else []
+        known = [s for s in known if s["from_step"] < self.begun_at]
+        seconds = round(time.monotonic() - self.began, 1)
+        this = {"from_step": self.begun_at, "to_step": state.global_step, "seconds": seconds}
+        path.write_text(json.dumps([*known, this]))
+        return [*known, this]
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         if not state.is_world_process_zero or state.global_step < state.max_steps:
             return
         steps = [entry for entry in state.log_history if "loss" in entry]
-        summary: dict[str, float] = next(
-            (e for e in reversed(state.log_history) if "train_runtime" in e), {}
-        )
+        sessions = self.sessions(args, state)
         log = {
             "global_step": state.global_step,
             "epoch": state.epoch,
             "final_loss": steps[-1]["loss"] if steps else None,
-            "train_loss": summary.get("train_loss"),
-            "train_seconds": summary.get("train_runtime"),
+            "train_loss": statistics.fmean(e["loss"] for e in steps) if steps else None,
+            "train_seconds": round(sum(s["seconds"] for s in sessions), 1),
+            "sessions": sessions,
             "tokens": steps[-1].get("tokens/total") if steps else None,
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "dtype": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
@@ -110,9 +131,10 @@ class MedAlignPlugin(BasePlugin):
             key = content_key(cfg)
             if Path(prepared).name != key:  # a recipe may be registered twice
                 cfg["dataset_prepared_path"] = str(Path(prepared) / key)
-        if cfg.get("bf16") == "auto" and not torch.cuda.is_available():
-            cfg["bf16"] = cpu_has_bf16()
-            cfg["fp16"] = False
+        if cfg.get("bf16") == "auto":  # Axolotl: fp16 on a CPU, emulated bf16 on a T4
+            cuda = torch.cuda.is_available()
+            has = torch.cuda.get_device_capability() >= (8, 0) if cuda else cpu_has_bf16()
+            cfg["bf16"], cfg["fp16"] = has, cuda and not has
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         return {} if torch.cuda.is_available() else {"use_cpu": True}

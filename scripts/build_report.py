@@ -64,9 +64,10 @@ def read(path: Path, target: str) -> Facts:
 
 def load(run: Path) -> dict[str, Facts]:
     """All that the run says of itself, by role. StepError if files are missing or at odds."""
-    training = read(run / "adapter/training.json", "make sft")
-    adapter = read(run / "adapter/manifest.json", "make sft")
-    merged = read(run / "merged/manifest.json", "make merge")
+    trained = run if (run / "adapter").exists() else run.parent  # another QUANT lies below its run
+    training = read(trained / "adapter/training.json", "make sft")
+    adapter = read(trained / "adapter/manifest.json", "make sft")
+    merged = read(trained / "merged/manifest.json", "make merge")
     ggufs = sorted(run.glob("*.gguf"))
     if len(ggufs) > 1:
         names = ", ".join(path.name for path in ggufs)

@@ -23,7 +23,16 @@ from rich.progress import track
 from scipy.stats import binomtest
 
 from medalign import gguf_model
-from medalign.artifacts import manifest, read_jsonl, remove, run_step, sha256, write_json
+from medalign.artifacts import (
+    ROOT,
+    manifest,
+    read_jsonl,
+    remove,
+    require_file,
+    run_step,
+    sha256,
+    write_json,
+)
 from medalign.build_base import gguf_fields
 from medalign.check_education import EDUCATION, PHRASING
 from medalign.recipe import SYSTEM_PROMPT, system_prompt
@@ -34,6 +43,7 @@ SETS = {
     "frozen": PHRASING / "phrasing_frozen.jsonl",
     "tune": PHRASING / "phrasing_tune.jsonl",
 }
+SCORER = ROOT / "scripts/sections.py"
 MAX_TOKENS = 512  # the longest answer of the education set is 300 tokens
 Item = dict[str, Any]
 
@@ -104,6 +114,7 @@ def scored(row: dict[str, Any], name: str, answer: gguf_model.Answer) -> Item:
 def evaluate(model: Path, out: Path, sets: list[str], system: str, limit: int | None) -> Item:
     """Ask `model` all prompts of `sets`; write and return the result. Resumes where it was."""
     began = time.monotonic()
+    require_file(model, "make gguf writes it")
     settings = {"system_prompt": system, "temperature": 0.0, "max_tokens": MAX_TOKENS}
     identity = json.dumps({"model": sha256(model), **settings})
     progress = out.with_suffix(".partial.jsonl")
@@ -130,7 +141,7 @@ def evaluate(model: Path, out: Path, sets: list[str], system: str, limit: int | 
     result = {
         **manifest(
             "format evaluation",
-            {"model": model, "system_prompt": SYSTEM_PROMPT, **{s: SETS[s] for s in sets}},
+            {"model": model, "scorer": SCORER, **{s: SETS[s] for s in sets}},
             began,
             settings=settings,
             template_sha256=hashlib.sha256(

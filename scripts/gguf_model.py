@@ -12,6 +12,8 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +32,7 @@ class Answer:
     seconds: float
 
 
+MOST_WORKERS = 8  # each holds a context of its own; the weights are mapped once
 Chat = list[dict[str, str]]  # [{"role": …, "content": …}, …]
 
 
@@ -90,6 +93,11 @@ def ask_all(path: Path, chats: list[Chat], max_tokens: int) -> Iterator[Answer]:
     """Ask every chat, one process a core; the answers come in the order of the chats."""
     load(path)  # a damaged file is told here, not by every worker
     context = multiprocessing.get_context("spawn")
-    workers = max(1, min(len(chats), len(os.sched_getaffinity(0))))
-    with context.Pool(workers, _start, (path,)) as pool:
-        yield from pool.imap(partial(_answer, max_tokens=max_tokens), chats)
+    workers = max(1, min(len(chats), len(os.sched_getaffinity(0)), MOST_WORKERS))
+    with ProcessPoolExecutor(workers, context, _start, (path,)) as pool:
+        try:
+            yield from pool.map(partial(_answer, max_tokens=max_tokens), chats)
+        except BrokenProcessPool as error:
+            raise StepError(f"{path}: llama.cpp ended while answering (out of memory?)") from error
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -11,11 +11,12 @@ need cmake "llama.cpp is compiled: apt-get install cmake g++ (or the like)"
 command -v c++ >/dev/null || need g++ "llama.cpp is compiled: apt-get install g++ (or the like)"
 "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' ||
     { echo "error: $python is $("$python" --version), MedAlign needs Python 3.11" >&2; exit 1; }
-free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
-[ "$free" -ge 8 ] || { echo "error: $free GiB free here, the environment needs 8" >&2; exit 1; }
+[ -e "$venv/bin/python" ] || free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
+[ "${free:-99}" -ge 12 ] || { echo "error: $free GiB free here, the environment needs 12" >&2; exit 1; }
 
 rm -f "$venv/.ready"
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv" ||
+    { echo "error: $python cannot make environments: apt-get install python3.11-venv" >&2; exit 1; }
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 "${pip[@]}" install --quiet "pip==25.3"
 # ggml's AMX kernels crash at the first token on CPUs that have AMX: the compiler drops the stores

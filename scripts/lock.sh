@@ -6,6 +6,7 @@
 set -euo pipefail
 venv=$1
 work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 # flash-attn and deepspeed ask for torch while they are only being looked at: no isolation.
 export FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE DS_BUILD_OPS=0

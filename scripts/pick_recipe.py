@@ -29,7 +29,10 @@ def gpus() -> list[tuple[str, float, float]]:
     found = []
     for line in done.stdout.strip().splitlines():
         name, capability, mib = (part.strip() for part in line.rsplit(",", 2))
-        found.append((name, float(capability), float(mib) / 1024))
+        try:
+            found.append((name, float(capability), float(mib) / 1024))
+        except ValueError:  # "[N/A]", as some cards report
+            found.append((name, 0.0, 0.0))
     return found
 
 
@@ -37,18 +40,19 @@ def pick(found: list[tuple[str, float, float]]) -> str:
     """The recipe for these GPUs. ValueError, with what to do, for one that no recipe fits.
 
     A card sold as 16 GB reports 15 GiB, one sold as 40 GB 39 GiB. bf16 and FlashAttention 2
-    need capability 8.0; below it (a T4 is 7.5) the fp16 recipe runs, down to 7.0.
+    need capability 8.0; below it the fp16 recipe runs, down to the T4's 7.5, where the locked
+    torch's CUDA 13 ends.
     """
     if not found:
         return CPU
     name, capability, memory = found[0]
     if capability >= 8.0 and memory >= 39:
         return A100
-    if capability >= 7.0 and memory >= 14.5:
+    if capability >= 7.5 and memory >= 14.5:
         return T4
     raise ValueError(
         f"no recipe fits {name} (sm_{capability * 10:.0f}, {memory:.0f} GiB): the T4 recipe needs "
-        f"sm_70 and 15 GiB, the A100 recipe sm_80 and 40 GiB; name one with RECIPE=, "
+        f"sm_75 and 15 GiB, the A100 recipe sm_80 and 40 GiB; name one with RECIPE=, "
         f"or train the embedded model with RECIPE={CPU}"
     )
 

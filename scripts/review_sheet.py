@@ -29,9 +29,12 @@ COLUMNS = (*SHOWN, "row_hash", *FILLED)
 
 
 def row_hash(row: dict[str, Any]) -> str:
-    """Twelve hex digits of the row's content, to tell whether it changed since a review."""
+    """A hash of the row's content, to tell whether it changed since a review.
+
+    It begins with a letter: a spreadsheet would turn 12345678e901 into a number.
+    """
     text = json.dumps(row, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return "h" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def rows(education: Path) -> list[tuple[str, dict[str, Any]]]:

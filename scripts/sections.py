@@ -8,6 +8,8 @@
 
     **Note**: This is educational information only. …
 
+White space is not judged: blank lines may be several, a body may begin on the next line.
+
 Training data is validated with it, model output is scored with it, and a server may
 enforce it; none of them spells a heading of its own.
 """

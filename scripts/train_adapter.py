@@ -48,6 +48,10 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30),
     "MALLOC_TOP_PAD_": str(256 * 2**20),
 }
+# Where results go, how often they are saved, who tracks them: no other adapter comes of it.
+DECIDES_NOTHING = {"output_dir", "save_steps", "save_total_limit", "logging_steps"}
+DECIDES_NOTHING |= {"use_wandb", "wandb_project", "use_tensorboard", "dataset_prepared_path"}
+BYTES_PER_PARAMETER = 0.8  # on disk, of the whole model: adapter, Adam's states, two checkpoints
 TRACEBACK = b"Traceback (most recent call last)"
 
 
@@ -61,9 +65,10 @@ def effective(recipe: Path, out: Path, overrides: dict[str, Any]) -> dict[str, A
 
 
 def fingerprint(config: dict[str, Any]) -> dict[str, str]:
-    """What a checkpoint depends on: the configuration and the files it names, by SHA-256."""
+    """What a training depends on: the configuration and the files it names, by SHA-256."""
     files = {key: sha256(ROOT / name) for key, name in local_files(config).items()}
-    return {"config": json.dumps(config, sort_keys=True), **files}
+    decides = {k: v for k, v in config.items() if k not in DECIDES_NOTHING}
+    return {"config": json.dumps(decides, sort_keys=True), **files}
 
 
 def prepare(folder: Path, config: dict[str, Any]) -> None:
@@ -135,6 +140,8 @@ def run_axolotl(command: list[str], log: Path, lock: int | None = None) -> None:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
+    if code == -signal.SIGKILL:
+        raise StepError(f"axolotl was killed, out of memory? lower micro_batch_size ({log})")
     if code:
         lines = re.findall(rb"^[\w.]*(?:Error|Exception|Interrupt)\b.*", tail, re.MULTILINE)
         words = lines[-1].decode(errors="replace") if lines else "no message"
@@ -147,27 +154,46 @@ def train(recipe: Path, out: Path, overrides: dict[str, Any], launcher: str) -> 
     config = effective(recipe, out, overrides)
     family = model(family_of(recipe))
     folder = partial(out)
-    require_space(out, 1 + 8 * family.parameters / 2**30 / 10)  # adapter, optimizer, checkpoints
+    made_of = fingerprint(config)
+    manifest_file = out / "manifest.json"
+    if manifest_file.exists():
+        facts = json.loads(manifest_file.read_text())
+        if facts.get("fingerprint") == made_of:
+            print(f"{out}: made of this very recipe, data and base; nothing to train")
+            manifest_file.touch()
+            return facts
+    require_space(out, 1 + BYTES_PER_PARAMETER * family.parameters / 2**30)
     axolotl = str(Path(sys.executable).parent / "axolotl")
     with locked(out.with_name(".train.lock")) as lock:
         prepare(folder, config)
         command = [axolotl, "train", str(folder / "recipe.yaml"), "--launcher", launcher]
         run_axolotl(command, folder / "train.log", lock)
+        return finish(recipe, out, config, overrides, made_of, began)
+
+
+def finish(
+    recipe: Path,
+    out: Path,
+    config: dict[str, Any],
+    overrides: dict[str, Any],
+    made_of: dict[str, str],
+    began: float,
+) -> dict[str, Any]:
+    """Give a trained folder its manifest and its name, then drop the checkpoints."""
+    folder = partial(out)
 
     state_file = folder / "training.json"
     if not state_file.exists():
         raise StepError(f"training ended before its last step; see {folder / 'train.log'}")
     state = json.loads(state_file.read_text())
-    for checkpoint in folder.glob("checkpoint-*"):
-        remove(checkpoint)
-    for leftover in ("README.md", "fingerprint.json"):
-        remove(folder / leftover)
     inputs = {key: ROOT / name for key, name in local_files(config).items()}
     facts = manifest(
         "adapter",
         {"recipe": recipe, **inputs},
         began,
-        name=family.name,
+        name=model(family_of(recipe)).name,
+        base={"id": config["base_model"], "revision": config.get("revision_of_model")},
+        fingerprint=made_of,
         seed=config.get("seed"),
         overrides=overrides,
         steps=state["global_step"],
@@ -176,11 +202,14 @@ def train(recipe: Path, out: Path, overrides: dict[str, Any], launcher: str) -> 
         train_loss=state["train_loss"],
         tokens=state["tokens"],
         train_seconds=state["train_seconds"],
+        sessions=state["sessions"],
         trainable_parameters=state["trainable_parameters"],
         dtype=state["dtype"],
     )
     write_json(folder / "manifest.json", facts)
     replace(folder, out)
+    for leftover in (*out.glob("checkpoint-*"), out / "README.md", out / "fingerprint.json"):
+        remove(leftover)
     return facts
 
 
@@ -203,7 +232,7 @@ def main() -> None:
         if not equals:
             raise StepError(f"--set {pair}: write KEY=VALUE")
         overrides[key] = yaml.safe_load(value)
-    facts = train(args.recipe, args.out, overrides, args.launcher)
+    facts = train(args.recipe.resolve(), args.out.resolve(), overrides, args.launcher)
     print(f"{args.out}: {facts['steps']} steps, final loss {facts['final_loss']:.4f}")
 
 

@@ -42,11 +42,13 @@ def test_bf16_auto_on_a_cpu_is_what_the_cpu_computes_in(monkeypatch, has):
     assert MedAlignPlugin().get_training_args(config) == {"use_cpu": True}
 
 
-def test_on_a_gpu_it_changes_nothing(monkeypatch):
+@pytest.mark.parametrize(("capability", "bf16"), [((7, 5), False), ((8, 0), True)])
+def test_bf16_auto_on_a_gpu_is_what_it_computes_in(monkeypatch, capability, bf16):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     config = DictDefault({"bf16": "auto"})
     MedAlignPlugin().register(config)
-    assert config.to_dict() == {"bf16": "auto"}
+    assert (config["bf16"], config["fp16"]) == (bf16, not bf16)
     assert MedAlignPlugin().get_training_args(config) == {}
 
 

@@ -14,7 +14,6 @@ from medalign.artifacts import ROOT
     [
         ([], pick_recipe.CPU),
         ([("Tesla T4", 7.5, 15.0)], pick_recipe.T4),
-        ([("Tesla V100-SXM2-16GB", 7.0, 16.0)], pick_recipe.T4),
         ([("NVIDIA L4", 8.9, 22.5)], pick_recipe.T4),
         ([("NVIDIA A100-SXM4-40GB", 8.0, 40.0)], pick_recipe.A100),
         ([("NVIDIA H100", 9.0, 79.6)], pick_recipe.A100),
@@ -25,7 +24,7 @@ def test_each_card_gets_the_recipe_it_can_run(cards, recipe):
     assert pick_recipe.pick(cards) == recipe
 
 
-@pytest.mark.parametrize("card", [("Tesla P100", 6.0, 16.0), ("GeForce RTX 3050", 8.6, 8.0)])
+@pytest.mark.parametrize("card", [("Tesla V100", 7.0, 16.0), ("GeForce RTX 3050", 8.6, 8.0)])
 def test_a_card_that_no_recipe_fits_is_told_so(card):
     with pytest.raises(ValueError, match=f"no recipe fits {card[0]}"):
         pick_recipe.pick([card])
@@ -39,7 +38,6 @@ def with_smi(tmp_path, monkeypatch, line):
 
 
 def test_make_asks_the_hardware(tmp_path, monkeypatch):
-    assert f"now: {pick_recipe.CPU}" in make("help").stdout
     with_smi(tmp_path, monkeypatch, "Tesla T4, 7.5, 15360")
     assert f"now: {pick_recipe.T4}" in make("help").stdout
 

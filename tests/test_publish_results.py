@@ -19,14 +19,19 @@ def run(seed: int, k: int) -> dict:
         "frozen": {"strict": one, "by_term_in_training": {"seen": one, "unseen": one}},
     }
     adapter = {
-        "seed": seed, "final_loss": 2.0, "train_seconds": 600, "dtype": "bf16",
+        "seed": seed, "overrides": {"seed": seed}, "final_loss": 2.0,
+        "train_seconds": 600, "dtype": "bf16",
         "hardware": {"cpu": "X", "cores": 2},
         "inputs": {
             "recipe": {"sha256": "r", "path": "recipes/x.yaml"},
             "datasets[0].path": {"sha256": "d"},
         },
     }  # fmt: skip
-    steps = {"adapter": adapter, "tuned evaluation": {"made": "2026-11-22T00:00:00"}}
+    steps = {
+        "adapter": adapter,
+        "gguf": {"quantization": "Q4_K_M"},
+        "tuned evaluation": {"made": "2026-11-22T00:00:00"},
+    }
     return {"steps": steps, "results": {"base": sets, "tuned": copy.deepcopy(sets)}}
 
 
