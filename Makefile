@@ -40,7 +40,7 @@ NEEDS_BASE := $(BASE)/manifest.json
 BASE_GGUF := $(BASE)-$(QUANT).gguf
 else
 # The hub's model as GGUF, to compare with: make eval BASE_GGUF=file.gguf
-BASE_GGUF ?= BASE_GGUF=a-GGUF-of-the-untuned-model-is-needed
+BASE_GGUF ?= no-base-gguf-given
 endif
 
 .PHONY: help setup demo data base sft merge gguf ollama eval eval-tune report results seeds \
@@ -139,7 +139,7 @@ lock: $(VENV)/.ready  ## write constraints.txt from the environment, prove the g
 clean:  ## remove what was built (runs/ stays)
 	rm -rf build
 
-BASE_GGUF=%:
+no-base-gguf-given:
 	@echo "error: give the untuned model to compare with: make eval BASE_GGUF=file.gguf" >&2; exit 1
 no-recipe-for-this-gpu:
 	@$(PYTHON) scripts/pick_recipe.py

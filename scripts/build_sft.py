@@ -65,6 +65,7 @@ def build(out: Path) -> dict[str, Any]:
             {**source, "system_prompt": SYSTEM_PROMPT},
             began,
             seed=SEED,
+            license="apache-2.0",  # every row was written for this project
             rows={split: len(chats) for split, chats in built.items()},
             examples={split: len({c["id"] for c in chats}) for split, chats in built.items()},
             categories={s: dict(Counter(c["category"] for c in cs)) for s, cs in built.items()},

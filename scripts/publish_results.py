@@ -77,20 +77,22 @@ def cell(r: dict[str, Any]) -> str:
 def markdown(result: dict[str, Any]) -> str:
     """The table of README."""
     seeds = ", ".join(map(str, result["seeds"]))
+    columns = {"base": "base", "first seed": f"tuned, seed {result['seeds'][0]}"}
+    if len(result["seeds"]) > 1:
+        columns["pooled"] = f"tuned, seeds {seeds}"
     lines = [
-        f"| strict adherence | base | tuned, seed {result['seeds'][0]} | tuned, seeds {seeds} |",
-        "|---|---|---|---|",
+        f"| strict adherence | {' | '.join(columns.values())} |",
+        "|---" * (len(columns) + 1) + "|",
     ]
     for label, row in result["table"].items():
-        cells = (cell(row[k]) for k in ("base", "first seed", "pooled"))
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+        lines.append(f"| {label} | {' | '.join(cell(row[k]) for k in columns)} |")
     hardware = result["hardware"]
     lines += [
         "",
         f"`{result['recipe']}`, {result['dtype']}, {hardware['cores']} cores of {hardware['cpu']}, "
         f"training {result['train_minutes'][0]} min, measured {result['made'][0][:10]}. "
-        "In brackets hits, prompts and the 95 % Wilson interval; the pooled one counts the same "
-        "prompts once a seed and is therefore too narrow.",
+        "In brackets hits, prompts and the 95 % Wilson interval"
+        + ("." if len(columns) < 3 else "; pooled, the prompts count once a seed: too narrow."),
     ]
     return "\n".join(lines)
 

@@ -187,12 +187,18 @@ def finish(
         raise StepError(f"training ended before its last step; see {folder / 'train.log'}")
     state = json.loads(state_file.read_text())
     inputs = {key: ROOT / name for key, name in local_files(config).items()}
+    data = {}
+    for path in (path for key, path in inputs.items() if key.startswith("datasets")):
+        beside = path.with_name("manifest.json")
+        known = json.loads(beside.read_text()) if beside.exists() else {}
+        data[path.name] = {key: known.get(key) for key in ("rows", "examples", "license")}
     facts = manifest(
         "adapter",
         {"recipe": recipe, **inputs},
         began,
         name=model(family_of(recipe)).name,
         base={"id": config["base_model"], "revision": config.get("revision_of_model")},
+        data=data,
         fingerprint=made_of,
         seed=config.get("seed"),
         overrides=overrides,

@@ -4,8 +4,8 @@
         --recipe recipes/smollm2-135m/sft-lora-cpu.yaml --out runs/…/Modelfile
     python scripts/write_modelfile.py --check runs/…/Modelfile
 
-The system prompt is that of training, the template the Go twin of the recipe's Jinja file,
-without a BOS token: Ollama's tokenizer adds that one itself.
+The system prompt is that of training, the template written after the recipe's Jinja file
+(not yet compared by rendering it in Go), without a BOS token: Ollama adds that one itself.
 """
 
 from __future__ import annotations
