@@ -201,7 +201,14 @@ def page(found: dict[str, Facts], manifest: Facts, modelfile: str) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    facts = {"manifest": manifest, "modelfile": modelfile, "charts": charts, "examples": first}
+    facts: Facts = {
+        "manifest": manifest,
+        "modelfile": modelfile,
+        "charts": charts,
+        "examples": first,
+    }
+    # A model below a billion parameters (or of unknown size) has learnt form at most.
+    facts["small"] = found["adapter"].get("parameters", 0) < 1e9
     facts["manifest_text"] = json.dumps(manifest, indent=2, ensure_ascii=False)
     words = {"sets": SETS, "sections": SECTIONS, "faults": FAULTS}
     return template.render(**found, **facts, **words, percent=percent, with_headings=with_headings)

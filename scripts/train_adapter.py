@@ -197,6 +197,7 @@ def finish(
         {"recipe": recipe, **inputs},
         began,
         name=model(family_of(recipe)).name,
+        parameters=model(family_of(recipe)).parameters,
         base={"id": config["base_model"], "revision": config.get("revision_of_model")},
         data=data,
         fingerprint=made_of,
