@@ -30,7 +30,7 @@ from medalign.artifacts import (
     written_whole,
 )
 from medalign.recipe import read_yaml
-from medalign.train_adapter import run_axolotl
+from medalign.run_axolotl import run_axolotl
 
 
 def finish(merged: Path, base: Path, template: Path) -> None:

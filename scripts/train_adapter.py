@@ -11,17 +11,11 @@ its manifest and its name. `axolotl train RECIPE` by hand does the same without 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
-import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +34,12 @@ from medalign.artifacts import (
     write_json,
 )
 from medalign.recipe import check, family_of, local_files, model, read_yaml
+from medalign.run_axolotl import locked, run_axolotl
 
-QUIET = {"AXOLOTL_DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
-# glibc returns each freed activation to the kernel, which must zero it again at the next step.
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(8 * 2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30),
-    "MALLOC_TOP_PAD_": str(256 * 2**20),
-}
 # Where results go, how often they are saved, who tracks them: no other adapter comes of it.
 DECIDES_NOTHING = {"output_dir", "save_steps", "save_total_limit", "logging_steps"}
 DECIDES_NOTHING |= {"use_wandb", "wandb_project", "use_tensorboard", "dataset_prepared_path"}
 BYTES_PER_PARAMETER = 0.8  # on disk, of the whole model: adapter, Adam's states, two checkpoints
-TRACEBACK = b"Traceback (most recent call last)"
 
 
 def effective(recipe: Path, out: Path, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -89,63 +76,6 @@ def prepare(folder: Path, config: dict[str, Any]) -> None:
     remove(folder / "training.json")
     write_json(mark, now)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[int]:
-    """Hold the lock file `path`, yield its descriptor. StepError while another run has it.
-
-    A child that inherits the descriptor keeps the lock even if this process is killed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StepError(f"{path}: this run is being trained; wait or end it") from error
-        yield file.fileno()
-
-
-def run_axolotl(command: list[str], log: Path, lock: int | None = None) -> None:
-    """Run Axolotl, its output to the terminal up to a traceback, and all of it to `log`.
-
-    StepError carries the last line of the traceback. Ctrl-C ends the child at once: its
-    checkpoints are whole, and its own handler would save a half-trained adapter as if done.
-    """
-    environment = {**ALLOCATOR, **QUIET, **os.environ}
-    environment.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-    child = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        pass_fds=[] if lock is None else [lock],
-    )
-    assert child.stdout is not None
-    tail = b""
-    failed = False
-    try:
-        with log.open("ab") as file:
-            while chunk := os.read(child.stdout.fileno(), 65536):
-                file.write(chunk)
-                tail = (tail + chunk)[-20000:]
-                if not failed:
-                    sys.stdout.buffer.write(chunk.partition(TRACEBACK)[0])
-                    sys.stdout.flush()
-                    failed = TRACEBACK in tail
-        code = child.wait()
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-    if code == -signal.SIGKILL:
-        raise StepError(f"axolotl was killed, out of memory? lower micro_batch_size ({log})")
-    if code:
-        lines = re.findall(rb"^[\w.]*(?:Error|Exception|Interrupt)\b.*", tail, re.MULTILINE)
-        words = lines[-1].decode(errors="replace") if lines else "no message"
-        raise StepError(f"axolotl ended with {code}: {words} ({log})")
 
 
 def train(recipe: Path, out: Path, overrides: dict[str, Any], launcher: str) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from conftest import RECIPE
 
 from medalign.artifacts import ROOT, StepError
 from medalign.recipe import read_yaml
-from medalign.train_adapter import effective, locked, prepare, run_axolotl
+from medalign.run_axolotl import locked, run_axolotl
+from medalign.train_adapter import effective, prepare
 
 
 @pytest.fixture
