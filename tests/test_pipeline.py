@@ -21,7 +21,7 @@ from medalign.evaluate_format import evaluate
 from medalign.recipe import system_prompt
 
 pytestmark = pytest.mark.slow
-SHORT = {"max_steps": 6, "save_steps": 2, "micro_batch_size": 1, "learning_rate": 0.003}
+SHORT = {"max_steps": 10, "save_steps": 2, "micro_batch_size": 1, "learning_rate": 0.003}
 CHAT = [
     {"role": "system", "content": system_prompt()},
     {"role": "user", "content": "What is edema?"},
@@ -36,17 +36,13 @@ def train_command(out, recipe=RECIPE, **overrides) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, base, data):
-    """A run of six steps that was stopped by Ctrl-C after its first checkpoint and resumed."""
+    """A run of ten steps that was stopped by Ctrl-C after its first checkpoint and resumed."""
     folder = tmp_path_factory.mktemp("run")
     command = train_command(folder / "adapter")
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    seen = b""
-    while b"'epoch'" not in seen.partition(b"checkpoint-2")[2] and (
-        chunk := os.read(child.stdout.fileno(), 4096)
-    ):
-        seen += chunk
-        if (folder / "adapter.partial/checkpoint-2/trainer_state.json").exists():
-            break
+    state = folder / "adapter.partial/checkpoint-2/trainer_state.json"
+    while not state.exists() and os.read(child.stdout.fileno(), 4096):
+        pass  # every step says something
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate()
     stopped = {
@@ -98,8 +94,8 @@ def test_the_next_run_resumes_and_finishes(run):
     assert run["resumed"].returncode == 0, run["resumed"].stderr
     adapter = run["folder"] / "adapter"
     log = json.loads((adapter / "training.json").read_text())
-    assert [round(s["step"]) for s in log["steps"]] == [1, 2, 3, 4, 5, 6]
-    assert log["global_step"] == 6 and len(log["sessions"]) == 2
+    assert [round(s["step"]) for s in log["steps"]] == list(range(1, 11))
+    assert log["global_step"] == 10 and len(log["sessions"]) == 2
     assert log["steps"][0]["loss"] == 123.0  # carried on, not trained again
     assert {"loss", "ppl", "grad_norm", "learning_rate"} <= set(log["steps"][0])
     assert not list(adapter.glob("checkpoint-*"))
@@ -111,7 +107,7 @@ def test_the_adapters_manifest_says_what_it_was_made_of(run):
     assert facts["trainable_parameters"] == 9_768_960  # r=32 on the seven linear layers x 30
     assert facts["data"]["train.jsonl"]["rows"]["train"] == 900
     assert facts["data"]["train.jsonl"]["license"] == "apache-2.0"
-    assert facts["seed"] == 42 and facts["overrides"]["max_steps"] == 6
+    assert facts["seed"] == 42 and facts["overrides"]["max_steps"] == 10
     assert {"recipe", "datasets[0].path", "base_model"} <= set(facts["inputs"])
     assert facts["inputs"]["recipe"]["path"] == "recipes/smollm2-135m/sft-lora-cpu.yaml"
 
