@@ -39,7 +39,14 @@ def run(tmp_path_factory, base, data):
     """A run of ten steps that was stopped by Ctrl-C after its first checkpoint and resumed."""
     folder = tmp_path_factory.mktemp("run")
     command = train_command(folder / "adapter")
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell's background job, as CI may be, ignores Ctrl-C, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     state = folder / "adapter.partial/checkpoint-2/trainer_state.json"
     while not state.exists() and os.read(child.stdout.fileno(), 4096):
         pass  # every step says something
