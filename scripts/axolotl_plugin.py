@@ -8,6 +8,7 @@
   rows or another template under the same name would train on the old ones.
 - At the end `training.json` is written beside the adapter: the log of every step, and proof
   that the last one was reached.
+- `qlora_merge` is a key of its own (medalign.trained_base).
 - `bf16: auto` without a GPU means bf16 on a CPU that computes in it, fp32 on any other
   (Axolotl takes it for fp16); `use_cpu` is set, without which bf16 is refused there.
 """
@@ -29,7 +30,10 @@ import torch
 from axolotl.cli import args as cli_args
 from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.utils.schemas.config import AxolotlInputConfig
+from pydantic import BaseModel, Field
 from transformers import TrainerCallback
+
+from medalign.trained_base import QloraMerge
 
 # Not in the schema, but put beside the recipe's keys while a command line is read.
 SET_BY_AXOLOTL = {"axolotl_config_path", "strict"} | {
@@ -120,8 +124,19 @@ class TrainingLog(TrainerCallback):
         Path(args.output_dir, "training.json").write_text(json.dumps(log, indent=1))
 
 
+class MedAlignArgs(BaseModel):
+    """The recipe's keys that are MedAlign's own."""
+
+    qlora_merge: QloraMerge | None = Field(
+        default=None, description="what make merge merges a QLoRA adapter into"
+    )
+
+
 class MedAlignPlugin(BasePlugin):
     """Checks the keys and makes a CPU a device like another."""
+
+    def get_input_args(self) -> str:
+        return "medalign.axolotl_plugin.MedAlignArgs"
 
     def register(self, cfg: dict[str, Any]) -> None:
         """Called with the recipe before Axolotl validates it; ValueError on unknown keys."""

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from medalign.artifacts import StepError, require_file
 
@@ -36,10 +37,11 @@ MOST_WORKERS = 8  # each holds a context of its own; the weights are mapped once
 Chat = list[dict[str, str]]  # [{"role": …, "content": …}, …]
 
 
-def load(path: Path, n_ctx: int = 1024):
+def load(path: Path, n_ctx: int = 1024, **settings: Any):
     """Open a GGUF with llama-cpp-python, on one thread.
 
-    StepError if it is not there, cut short or damaged.
+    settings: more arguments of llama_cpp.Llama, as vocab_only. StepError if it is not there,
+    cut short or damaged.
     """
     from llama_cpp import Llama
 
@@ -52,9 +54,42 @@ def load(path: Path, n_ctx: int = 1024):
             n_threads_batch=1,
             seed=0,
             verbose=False,
+            **settings,
         )
     except ValueError as error:
         raise StepError(f"{path}: llama.cpp cannot load it ({error}); make it again") from error
+
+
+def text_of(llm, token: int) -> str:
+    """How a token is spelled in the GGUF's vocabulary; nothing for -1, which is none."""
+    import llama_cpp
+
+    if token == -1:
+        return ""
+    vocab = llama_cpp.llama_model_get_vocab(llm.model)
+    return llama_cpp.llama_vocab_get_text(vocab, token).decode()
+
+
+@cache
+def _formatter(template: str, eos: str, bos: str, ask: bool) -> Any:
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    return Jinja2ChatFormatter(template, eos, bos, add_generation_prompt=ask)
+
+
+def render(llm, messages: Chat, ask: bool = True) -> str:
+    """A chat as the prompt that a chat request makes of it, under the template in the GGUF.
+
+    ask: the assistant is to speak next; False for a chat that ends with its answer.
+    """
+    bos, eos = text_of(llm, llm.token_bos()), text_of(llm, llm.token_eos())
+    formatter = _formatter(llm.metadata["tokenizer.chat_template"], eos, bos, ask)
+    return formatter(messages=messages).prompt
+
+
+def tokenize(llm, text: str) -> list[int]:
+    """The token ids of a rendered prompt, as a chat request makes them of it."""
+    return llm.tokenize(text.encode("utf-8"), add_bos=False, special=True)
 
 
 def ask(llm, messages: Chat, max_tokens: int) -> Answer:

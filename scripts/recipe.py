@@ -63,6 +63,7 @@ class Model:
     ollama_template: str
     stop: list[str]
     num_ctx: int
+    rehearsal_base: str
 
 
 def model(family: str) -> Model:

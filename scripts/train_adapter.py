@@ -43,8 +43,12 @@ BYTES_PER_PARAMETER = 0.8  # on disk, of the whole model: adapter, Adam's states
 
 
 def effective(recipe: Path, out: Path, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The recipe as it is run: overrides, the output folder, the tracker's environment."""
+    """The recipe as it is run: overrides, the output folder, the tracker's environment.
+
+    overrides: keys to replace; None takes a key out.
+    """
     config = {**read_yaml(recipe), **overrides, "output_dir": str(partial(out))}
+    config = {key: value for key, value in config.items() if value is not None}
     check(recipe, config)
     if project := os.environ.get("WANDB_PROJECT"):
         config |= {"use_wandb": True, "wandb_project": project}
@@ -58,10 +62,12 @@ def fingerprint(config: dict[str, Any]) -> dict[str, str]:
     return {"config": json.dumps(decides, sort_keys=True), **files}
 
 
-def prepare(folder: Path, config: dict[str, Any]) -> None:
-    """Make the folder ready to start or resume: drop what does not belong to this run."""
+def prepare(folder: Path, config: dict[str, Any], now: dict[str, str]) -> None:
+    """Make the folder ready to start or resume: drop what does not belong to this run.
+
+    now: the fingerprint of `config`.
+    """
     mark = folder / "fingerprint.json"
-    now = fingerprint(config)
     if folder.exists() and (not mark.exists() or json.loads(mark.read_text()) != now):
         print("the recipe or its data changed since the interrupted run: starting anew")
         remove(folder)
@@ -95,7 +101,7 @@ def train(recipe: Path, out: Path, overrides: dict[str, Any], launcher: str) -> 
     require_space(out, 1 + BYTES_PER_PARAMETER * family.parameters / 2**30)
     axolotl = str(Path(sys.executable).parent / "axolotl")
     with locked(out.with_name(".train.lock")) as lock:
-        prepare(folder, config)
+        prepare(folder, config, made_of)
         command = [axolotl, "train", str(folder / "recipe.yaml"), "--launcher", launcher]
         run_axolotl(command, folder / "train.log", lock)
         return finish(recipe, out, config, overrides, made_of, began)
@@ -157,13 +163,14 @@ def main() -> None:
     parser.add_argument(
         "--launcher", choices=["python", "accelerate", "torchrun"], default="python"
     )
+    parser.add_argument("--overlay", type=Path, help="YAML of keys laid over the recipe")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key"
     )
     args = parser.parse_args()
     if shutil.which("axolotl", path=str(Path(sys.executable).parent)) is None:
         raise StepError("axolotl is not installed in this environment; run make setup")
-    overrides = {}
+    overrides = read_yaml(args.overlay) if args.overlay else {}
     for pair in args.set:
         key, equals, value = pair.partition("=")
         if not equals:

@@ -14,7 +14,7 @@ from conftest import RECIPE
 from medalign.artifacts import ROOT, StepError
 from medalign.recipe import read_yaml
 from medalign.run_axolotl import locked, run_axolotl
-from medalign.train_adapter import effective, prepare
+from medalign.train_adapter import effective, fingerprint, prepare
 
 
 @pytest.fixture
@@ -36,18 +36,18 @@ def checkpoint(folder, step, whole=True):
 
 def test_a_resumed_run_keeps_its_checkpoints(tmp_path, config):
     folder = tmp_path / "adapter.partial"
-    prepare(folder, config)
+    prepare(folder, config, fingerprint(config))
     kept = checkpoint(folder, 20)
-    prepare(folder, config)
+    prepare(folder, config, fingerprint(config))
     assert kept.exists()
     assert yaml.safe_load((folder / "recipe.yaml").read_text()) == config
 
 
 def test_a_checkpoint_cut_short_is_dropped(tmp_path, config, capsys):
     folder = tmp_path / "adapter.partial"
-    prepare(folder, config)
+    prepare(folder, config, fingerprint(config))
     whole, cut = checkpoint(folder, 20), checkpoint(folder, 40, whole=False)
-    prepare(folder, config)
+    prepare(folder, config, fingerprint(config))
     assert whole.exists() and not cut.exists()
     assert "checkpoint-40 was cut short" in capsys.readouterr().out
 
@@ -55,13 +55,13 @@ def test_a_checkpoint_cut_short_is_dropped(tmp_path, config, capsys):
 @pytest.mark.parametrize("what", ["recipe", "data"])
 def test_a_changed_recipe_or_data_starts_anew(tmp_path, config, capsys, what):
     folder = tmp_path / "adapter.partial"
-    prepare(folder, config)
+    prepare(folder, config, fingerprint(config))
     old = checkpoint(folder, 20)
     if what == "recipe":
         config["learning_rate"] = 1e-5
     else:
         (tmp_path / "rows.jsonl").write_text('{"other": 1}\n')
-    prepare(folder, config)
+    prepare(folder, config, fingerprint(config))
     assert not old.exists()
     assert "starting anew" in capsys.readouterr().out
 
