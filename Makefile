@@ -46,12 +46,12 @@ LOCAL_BASE := $(or $(REHEARSAL_BASE),$(BASE))
 NEEDS_BASE := $(LOCAL_BASE)/manifest.json
 BASE_GGUF := $(LOCAL_BASE)-$(QUANT).gguf
 else
-# The hub's model as GGUF, to compare with: make eval BASE_GGUF=file.gguf
-BASE_GGUF ?= no-base-gguf-given
+BASE_GGUF := build/models/$(FAMILY)-base-$(QUANT).gguf
+HUB_ID := $(shell sed -n '/^$(FAMILY):/,/^$$/s/^  hub_id: *//p' recipes/models.yaml)
 endif
 
-.PHONY: help setup demo data base sft merge gguf ollama verify eval eval-tune report results seeds \
-        review-sheet test test-fast lint lock clean
+.PHONY: help setup demo data base sft merge gguf ollama check verify eval eval-tune report results seeds \
+        review-sheet test test-fast lint notebook lock clean
 
 help:  ## this list
 	@echo "make TARGET [RECIPE=recipes/…/….yaml] [SEED=n] [QUANT=Q4_K_M]   (now: $(RECIPE))"
@@ -97,11 +97,16 @@ $(OUT)/Modelfile: $(GGUF) data/system_prompt.txt recipes/models.yaml $(wildcard 
 	@$(PY) scripts/write_modelfile.py --gguf $(GGUF) --recipe $(RECIPE) --out $@
 $(LOCAL_BASE)-%.gguf: $(LOCAL_BASE)/manifest.json | build/llama.cpp/VERSION
 	@$(PY) scripts/export_gguf.py --model $(LOCAL_BASE) --out $@ --family $(FAMILY) --quant $* $(if $(REHEARSAL),--no-gate)
+build/models/$(FAMILY)-base-%.gguf: | $(VENV)/.ready build/llama.cpp/VERSION
+	@$(PY) scripts/export_gguf.py --model $(HUB_ID) --out $@ --family $(FAMILY) --quant $*
 
 ollama: $(OUT)/Modelfile  ## create the Ollama model (NAME=medalign), or say how
 	@$(PY) scripts/write_modelfile.py --check $(OUT)/Modelfile
 	create="ollama create $(or $(NAME),medalign) -f $(OUT)/Modelfile"
 	if command -v ollama >/dev/null; then $$create; else echo "ollama is not installed; where it is: $$create"; fi
+
+check: $(VENV)/.ready  ## check every recipe for the hardware in its name
+	@$(PY) scripts/check_recipe.py $(if $(filter file,$(CHOSEN)),,$(RECIPE))
 
 verify: $(OUT)/parity.json  ## training = mistral-common = llama.cpp = Ollama, token for token
 	@$(PY) scripts/verify_parity.py --show $(OUT)/parity.json
@@ -149,14 +154,16 @@ lint: $(VENV)/.ready  ## ruff and mypy
 	mkdir -p build/typing && ln -sfn ../../scripts build/typing/medalign
 	MYPYPATH=build/typing $(VENV)/bin/mypy -p medalign
 
+notebook: notebooks/medalign_t4.ipynb  ## the Colab notebook, from its source
+notebooks/medalign_t4.ipynb: notebooks/medalign_t4.py scripts/build_notebook.py | $(VENV)/.ready
+	@$(PY) scripts/build_notebook.py --source $< --out $@
+
 lock: $(VENV)/.ready  ## write constraints.txt from the environment, prove the gpu extra resolves
 	@bash scripts/lock.sh $(VENV)
 
 clean:  ## remove what was built (runs/ stays)
 	rm -rf build
 
-no-base-gguf-given:
-	@echo "error: give the untuned model to compare with: make eval BASE_GGUF=file.gguf" >&2; exit 1
 no-recipe-for-this-gpu:
 	@$(PYTHON) scripts/pick_recipe.py
 recipes/%.yaml:

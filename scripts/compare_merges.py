@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import ttest_rel
 
 from medalign.artifacts import (
     ROOT,
@@ -41,7 +42,7 @@ from medalign.recipe import family_of, model, read_yaml
 from medalign.trained_base import DTYPES, WAYS, fetch, qlora_merge
 
 ROWS = ROOT / "build/data/education/test.jsonl"
-HEAD = "| against the model as trained | KL mean | KL p99 | top-1 | loss of the held answers |"
+HEAD = "| model | KL mean | KL p99 | top-1 | loss of the held answers (change, 95 %) |"
 Row = tuple[list[int], int]  # a chat's token ids, and how many of them are the prompt
 
 
@@ -115,16 +116,25 @@ def as_trained(base: Path, adapter: Path, stored: torch.dtype, computed: torch.d
 
 
 def against(kept: list[Path], candidate: Iterator[Logits], rows: list[Row]) -> dict[str, Any]:
-    """The candidate's divergence from the kept reference, and its loss on the answers, in nats."""
-    losses = []
+    """The candidate's divergence from the kept reference; each answer's loss in nats a token."""
+    losses: list[float] = []
 
     def watched() -> Iterator[Logits]:
         for logits, (ids, prompt) in zip(candidate, rows, strict=True):
-            losses.append(-log_softmax(logits)[np.arange(len(logits)), ids[prompt:]])
+            right = log_softmax(logits)[np.arange(len(logits)), ids[prompt:]]
+            losses.append(round(-float(right.mean()), 5))
             yield logits
 
     figures = compare(map(np.load, kept), watched())
-    return {**figures, "held_loss": float(np.concatenate(losses).mean())}
+    return {**figures, "held_loss": float(np.mean(losses)), "held_losses": losses}
+
+
+def change(figures: dict[str, Any], before: dict[str, Any]) -> dict[str, float]:
+    """How much higher the held loss is than before, and its 95 % interval (t, paired by row)."""
+    test = ttest_rel(figures["held_losses"], before["held_losses"])
+    low, high = test.confidence_interval()
+    mean = figures["held_loss"] - before["held_loss"]
+    return {"mean": mean, "low": float(low), "high": float(high)}
 
 
 def study(adapter: Path, data: Path, work: Path) -> dict[str, Any]:
@@ -144,7 +154,10 @@ def study(adapter: Path, data: Path, work: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def measure(name: str, candidate: Iterator[Logits]) -> None:
-        found[name] = against(kept, candidate, rows)
+        figures = against(kept, candidate, rows)
+        # A model does not differ from itself, and of no difference there is no interval.
+        known = {"held_loss_change": change(figures, found["itself"])} if found else {}
+        found[name] = figures | known
         print(line(name, found[name]), flush=True)
 
     measure("itself", map(np.load, kept))
@@ -163,7 +176,9 @@ def study(adapter: Path, data: Path, work: Path) -> dict[str, Any]:
 def line(name: str, figures: dict[str, Any]) -> str:
     """A line of the table."""
     kl = f"{figures['kl_mean']:.5f} | {figures['kl_p99']:.4f}"
-    return f"| {name} | {kl} | {figures['top1']:.2%} | {figures['held_loss']:.4f} |"
+    more = figures.get("held_loss_change")
+    interval = " ({mean:+.4f}; {low:+.4f} to {high:+.4f})".format(**more) if more else ""
+    return f"| {name} | {kl} | {figures['top1']:.1%} | {figures['held_loss']:.4f}{interval} |"
 
 
 def main() -> None:
@@ -177,6 +192,8 @@ def main() -> None:
     with scratch(args.adapter.with_name("merges")) as work:
         work.mkdir()
         found = study(args.adapter.resolve(), args.data, work)
+    quantized = [found[f"{way}, Q4_K_M"] for way in ("unquantized", "as_trained")]
+    shipped = {"held_loss, unquantized - as_trained, Q4_K_M": change(*quantized)}
     trained = json.loads((args.adapter / "manifest.json").read_text())
     kept = ("base", "seed", "overrides", "steps", "final_loss", "train_loss", "dtype")
     facts = manifest(
@@ -186,6 +203,7 @@ def main() -> None:
         trained={key: trained[key] for key in kept},
         rows=len(read_jsonl(args.data)),
         found=found,
+        shipped=shipped,
     )
     write_json(args.out, facts)
     print(f"\n{HEAD}\n|---|---|---|---|---|")

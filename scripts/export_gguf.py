@@ -5,7 +5,8 @@
 
 The converter is llama.cpp's own, of the version that runs the model. The f16 file is an
 intermediate and removed; `--quant F16` keeps it as the result. What quantization changed is
-measured on held answers and recorded; too much of it is an error.
+measured on held answers and recorded; too much of it is an error. `--model` may be a hub id, to
+have the untuned model to compare with.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ from medalign.artifacts import (
 )
 from medalign.check_education import EDUCATION
 from medalign.recipe import Model, model, system_prompt
+from medalign.trained_base import fetch
 
 CONVERTER = ROOT / "build/llama.cpp"
+SPACE_PREFIX: bool | None = False  # None leaves it to llama.cpp, which then adds one
 HELD = EDUCATION / "test.jsonl"
 HELD_ROWS = 10  # about 2,500 answer tokens; more change the mean little and cost time on 7B
 # Limits on what quantization may change: KL(f16 || quantized) in nats a token, and the share
@@ -56,12 +59,14 @@ def manifest_path(gguf: Path) -> Path:
 
 
 @contextmanager
-def convertible(folder: Path, beside: Path) -> Iterator[Path]:
+def convertible(folder: Path, beside: Path, family: Model) -> Iterator[Path]:
     """The model folder as the converter is to see it, as links in a scratch folder.
 
-    A SentencePiece tokenizer gets `add_prefix_space: false`: without it llama.cpp puts a space
-    token after every control token, which training did not. StepError for a model that brings
-    code of its own (`auto_map`), which the converter would run.
+    It gets the project's chat template, whatever its own is, and a model card from which the
+    converter takes licence and base model. A SentencePiece tokenizer gets
+    `add_prefix_space: false`: without it llama.cpp puts a space token after every control
+    token, which training did not. StepError for a model that brings code of its own
+    (`auto_map`), which the converter would run.
     """
     config = json.loads(require_file(folder / "config.json", "make merge writes it").read_text())
     if "auto_map" in config:
@@ -70,11 +75,18 @@ def convertible(folder: Path, beside: Path) -> Iterator[Path]:
         view.mkdir()
         for path in folder.iterdir():
             (view / path.name).symlink_to(path.resolve())
+        settings = json.loads(require_file(folder / "tokenizer_config.json", "").read_text())
+        settings.pop("chat_template", None)
         if (folder / "tokenizer.model").exists():
-            settings = view / "tokenizer_config.json"
-            text = json.loads(settings.read_text()) | {"add_prefix_space": False}
-            settings.unlink()
-            settings.write_text(json.dumps(text, ensure_ascii=False))
+            settings["add_prefix_space"] = SPACE_PREFIX
+        changed = {
+            "tokenizer_config.json": json.dumps(settings, ensure_ascii=False),
+            "chat_template.jinja": (ROOT / family.template).read_text(encoding="utf-8"),
+            "README.md": f"---\nlicense: {family.license}\nbase_model: {family.hub_id}\n---\n",
+        }
+        for name, text in changed.items():
+            (view / name).unlink(missing_ok=True)
+            (view / name).write_text(text, encoding="utf-8")
         yield view
 
 
@@ -84,18 +96,10 @@ def convert(folder: Path, out: Path, name: str, family: Model) -> None:
     installed = f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
     if (CONVERTER / "VERSION").read_text().strip() != installed:
         raise StepError(f"{CONVERTER} is not of {installed}; remove it and run make setup")
-    organization, base = family.hub_id.split("/")
-    origin = {"name": base, "organization": organization}
-    origin["repo_url"] = f"https://huggingface.co/{family.hub_id}"
-    told = {"general.name": name, "general.license": family.license}
     environment = {**os.environ, "PYTHONPATH": str(CONVERTER / "gguf-py")}
-    with (
-        convertible(folder, out.with_suffix(".view")) as view,
-        scratch(out.with_suffix(".json")) as metadata,
-    ):
-        metadata.write_text(json.dumps({**told, "general.base_models": [origin]}))
+    with convertible(folder, out.with_suffix(".view"), family) as view:
         command = [sys.executable, str(script), str(view), "--outfile", str(out)]
-        command += ["--outtype", "f16", "--metadata", str(metadata)]
+        command += ["--outtype", "f16", "--model-name", name]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
@@ -160,6 +164,12 @@ def quantization_loss(f16: Path, quantized: Path) -> dict[str, Any]:
     return divergence.compare(answers(f16), answers(quantized))
 
 
+def fits_in_memory(gguf: Path) -> bool:
+    """True if this machine can hold the file and a little more."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return gguf.stat().st_size < 0.9 * memory
+
+
 def check_loss(loss: dict[str, Any], quant: str) -> None:
     """StepError if quantization changed more than the limits allow."""
     if loss["kl_mean"] > MAX_KL or loss["top1"] < MIN_TOP1:
@@ -186,9 +196,14 @@ def export(folder: Path, out: Path, quant: str, family: Model, gate: bool = True
             os.link(f16, final)
         else:
             quantize(f16, final, quant)
-            loss = quantization_loss(f16, final)
-            if gate:
-                check_loss(loss, quant)
+            if fits_in_memory(f16):
+                loss = quantization_loss(f16, final)
+                if gate:
+                    check_loss(loss, quant)
+            else:
+                print(
+                    f"f16 does not fit into this machine's memory: the loss of {quant} is unknown"
+                )
         facts = manifest(
             "gguf",
             {"model": folder},
@@ -205,13 +220,15 @@ def export(folder: Path, out: Path, quant: str, family: Model, gate: bool = True
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", required=True, help="folder or hub id")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--family", required=True, help="the model's entry in models.yaml")
     parser.add_argument("--quant", default="Q4_K_M")
     parser.add_argument("--no-gate", action="store_true", help="record the loss, allow any")
     args = parser.parse_args()
-    facts = export(args.model, args.out, args.quant, model(args.family), not args.no_gate)
+    family = model(args.family)
+    folder = fetch({"base_model": args.model, "revision_of_model": family.revision})
+    facts = export(folder, args.out, args.quant, family, not args.no_gate)
     print(f"{args.out}: {facts['bytes'][args.quant] / 1e6:.1f} MB, {facts['tensor_types']}")
     if loss := facts["quantization_loss"]:
         print(

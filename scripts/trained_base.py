@@ -110,7 +110,7 @@ def write_as_trained(base: Path, out: Path, config: dict[str, Any], dtype: torch
     """Write the model folder `base` to `out` as training saw it, one shard in memory at a time.
 
     config: the recipe. dtype: the one it was trained in. Other files than weights are links.
-    StepError for settings of bitsandbytes that are not reproduced here.
+    StepError for a base or settings of bitsandbytes that cannot be reproduced here.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -119,6 +119,8 @@ def write_as_trained(base: Path, out: Path, config: dict[str, Any], dtype: torch
     double_quant = settings.pop("bnb_4bit_use_double_quant", True)  # Axolotl's default
     if settings:
         raise StepError(f"qlora_merge: as_trained does not know bnb_config_kwargs {settings}")
+    if "quantization_config" in json.loads((base / "config.json").read_text()):
+        raise StepError(f"{base} is quantized already; qlora_merge: as_trained needs full weights")
     through = linear_weights(base)
     out.mkdir(parents=True)
     for path in base.iterdir():

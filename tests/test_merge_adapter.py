@@ -220,6 +220,12 @@ def test_settings_that_are_not_reproduced_are_refused(tiny, tmp_path):
         write_as_trained(tiny, tmp_path / "base", config, torch.bfloat16)
 
 
+def test_a_base_quantized_already_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {}}))
+    with pytest.raises(StepError, match="quantized already"):
+        write_as_trained(tmp_path, tmp_path / "base", QLORA, torch.bfloat16)
+
+
 def adapter_of(base, folder):
     """A QLoRA adapter for `base` as training leaves it, whose update is zero."""
     from peft import LoraConfig, get_peft_model

@@ -84,7 +84,7 @@ def merged(run):
 def gguf(run, merged):
     out = run["folder"] / "medalign-135m-Q4_K_M.gguf"
     make("setup")
-    done = script("export_gguf.py", "--model", merged, "--out", out)
+    done = script("export_gguf.py", "--model", merged, "--out", out, "--family", "smollm2-135m")
     assert done.returncode == 0, done.stderr
     return out
 
