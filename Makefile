@@ -78,7 +78,7 @@ build/models/tiny-mistral/manifest.json: scripts/build_tiny_mistral.py recipes/t
 
 data: $(DATA)/manifest.json  ## check the education set and build the chat rows
 $(DATA)/manifest.json: $(wildcard data/education/*.jsonl evals/education_format/*.jsonl) \
-		data/system_prompt.txt scripts/check_education.py scripts/build_sft.py scripts/sections.py \
+		data/system_prompt.txt scripts/check_education.py scripts/rows.py scripts/build_sft.py scripts/sections.py \
 		| $(VENV)/.ready
 	@$(PY) scripts/build_sft.py --out $(DATA)
 
@@ -129,7 +129,7 @@ eval-tune: $(GGUF)  ## the phrasings to look at while working, tuned model only
 
 report: $(OUT)/report.html  ## the page: curves, adherence, answers side by side; prints the table
 	@$(PY) scripts/build_report.py --run $(OUT) --show
-$(OUT)/report.html: $(OUT)/eval/tuned.json $(OUT)/eval/base.json $(OUT)/Modelfile scripts/build_report.py scripts/report.html.jinja
+$(OUT)/report.html: $(OUT)/eval/tuned.json $(OUT)/eval/base.json $(OUT)/Modelfile scripts/build_report.py scripts/charts.py scripts/report.html.jinja
 	@$(PY) scripts/build_report.py --run $(OUT) > /dev/null
 
 SEEDS := 1 2

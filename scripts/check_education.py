@@ -9,21 +9,18 @@ phrasing sets of the evaluation.
 
 from __future__ import annotations
 
-import functools
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
-import snowballstemmer
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field
 from rapidfuzz import fuzz, process
 
 from medalign import sections
-from medalign.artifacts import ROOT, StepError, require_file, run_step
+from medalign.artifacts import ROOT, StepError, run_step
+from medalign.rows import STRICT, Table, first_seen, load, words
 
 EDUCATION = ROOT / "data/education"
 PHRASING = ROOT / "evals/education_format"
@@ -46,8 +43,6 @@ WORDS = (90, 220)  # an answer's length
 NEAR_ANSWER = 80  # rapidfuzz token_sort_ratio, 0-100, above which two answers are too alike
 NEAR_FROZEN = 80  # fuzz.ratio at which a frozen prompt, term taken out, is a training wording
 FACT_SUPPORT = 0.5  # share of a key fact's content words that its answer must hold
-
-STRICT = ConfigDict(extra="forbid", str_strip_whitespace=False)
 
 
 class Example(BaseModel):
@@ -81,48 +76,6 @@ class Phrasing(BaseModel):
     seen: bool
     style: str
     prompt: str = Field(min_length=3)
-
-
-Row = TypeVar("Row", bound=BaseModel)
-
-
-@dataclass
-class Table(Generic[Row]):
-    """The rows of one JSONL file that fit its schema, with their lines, and the faults."""
-
-    path: Path
-    rows: list[tuple[int, Row]] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-
-    def fault(self, line: int, message: str) -> None:
-        name = self.path.relative_to(ROOT) if self.path.is_relative_to(ROOT) else self.path
-        self.faults.append(f"{name}:{line}: {message}")
-
-
-def load(path: Path, schema: type[Row]) -> Table[Row]:
-    """Read a JSONL file, keeping what fits the schema and a fault for all that does not."""
-    table: Table[Row] = Table(path)
-    require_file(path, "git checkout brings it back")
-    for number, raw in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not raw.strip():
-            continue
-        try:
-            table.rows.append((number, schema.model_validate(json.loads(raw.decode("utf-8")))))
-        except ValidationError as error:
-            for e in error.errors():
-                where = ".".join(map(str, e["loc"])) or "row"
-                table.fault(number, f"{where}: {e['msg']}")
-        except ValueError as error:
-            table.fault(number, f"not a line of JSON in UTF-8 ({error})")
-    return table
-
-
-stem = functools.cache(snowballstemmer.stemmer("english").stemWord)
-
-
-def words(text: str) -> list[str]:
-    """Lower-cased, stemmed words (Snowball, English)."""
-    return [stem(word) for word in re.findall(r"[a-z0-9]+", text.lower())]
 
 
 def expansions(answer: str, term: str) -> set[str]:
@@ -173,17 +126,6 @@ def check_rows(table: Table[Example], split: str) -> None:
     for category, want in COUNTS.items():
         if have[category] != want[split]:
             table.fault(0, f"{category}: {have[category]} rows, {want[split]} promised")
-
-
-def first_seen(entries: Iterable[tuple[Table[Any], int, str]], what: str) -> None:
-    """A fault for every entry (table, line, key) whose key occurred before."""
-    seen: dict[str, tuple[str, int]] = {}
-    for table, line, key in entries:
-        if key in seen:
-            name, other = seen[key]
-            table.fault(line, f"{what} also at {name}:{other}: {key[:80]!r}")
-        else:
-            seen[key] = (table.path.name, line)
 
 
 def sentences(answer: str) -> Iterator[str]:
