@@ -139,8 +139,9 @@ seeds: report  ## the recipe again under other seeds (SEEDS="1 2")
 results: | $(VENV)/.ready  ## docs/results and README's table, from the runs of make seeds
 	@$(PY) scripts/publish_results.py $(RUN) $(foreach seed,$(SEEDS),$(RUN)-seed$(seed))
 
-review-sheet: $(VENV)/.ready  ## export the education set for a clinician (IMPORT=sheet.csv brings it back)
-	@$(PY) scripts/review_sheet.py $(if $(IMPORT),--import-from $(IMPORT),--out build/review_sheet.csv)
+ROWS := data/education
+review-sheet: $(VENV)/.ready  ## export rows for a clinician (ROWS=data/preferences; IMPORT=sheet.csv brings them back)
+	@$(PY) scripts/review_sheet.py --data $(ROWS) $(if $(IMPORT),--import-from $(IMPORT),--out build/review_sheet.csv)
 
 test: setup lint  ## all tests, as CI runs them
 	@$(PY) -m pytest -q

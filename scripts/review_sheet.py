@@ -1,7 +1,9 @@
-"""Exchange the education set with a clinician: rows → CSV sheet, decisions → reviews.jsonl.
+"""Exchange written rows with a clinician: rows → CSV sheet, decisions → reviews.jsonl.
 
     python scripts/review_sheet.py --out build/review_sheet.csv
     python scripts/review_sheet.py --import-from build/review_sheet.csv
+
+Of the education set, or with `--data data/preferences` of the gold pairs.
 
 The reviewer fills in `decision` (accept, change or reject), `reviewer` and `comment`. A
 decision is kept with the hash of the row it was made on: a row that has changed since is
@@ -21,11 +23,10 @@ from typing import Any
 from medalign.artifacts import StepError, read_jsonl, run_step, write_jsonl, written_whole
 from medalign.check_education import EDUCATION
 
-REVIEWS = EDUCATION / "reviews.jsonl"
+REVIEWS = "reviews.jsonl"  # beside the rows
+SPLITS = ("train", "test", "gold")  # the files that hold rows to review
 DECISIONS = ("accept", "change", "reject")
-SHOWN = ("split", "id", "category", "term", "prompt", "answer", "key_facts", "reference")
 FILLED = ("decision", "reviewer", "comment")
-COLUMNS = (*SHOWN, "row_hash", *FILLED)
 
 
 def row_hash(row: dict[str, Any]) -> str:
@@ -37,9 +38,12 @@ def row_hash(row: dict[str, Any]) -> str:
     return "h" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def rows(education: Path) -> list[tuple[str, dict[str, Any]]]:
-    """All examples with their split."""
-    return [(s, row) for s in ("train", "test") for row in read_jsonl(education / f"{s}.jsonl")]
+def rows(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """All rows with their split. StepError if the folder has none to review."""
+    splits = [s for s in SPLITS if (folder / f"{s}.jsonl").exists()]
+    if not splits:
+        raise StepError(f"{folder} has none of {', '.join(f'{s}.jsonl' for s in SPLITS)}")
+    return [(split, row) for split in splits for row in read_jsonl(folder / f"{split}.jsonl")]
 
 
 def cell(value: Any) -> str:
@@ -48,35 +52,39 @@ def cell(value: Any) -> str:
     return "'" + text if text[:1] in ("=", "+", "-", "@") else text
 
 
-def export_sheet(out: Path, education: Path = EDUCATION, reviews: Path = REVIEWS) -> int:
+def export_sheet(out: Path, folder: Path) -> int:
     """Write the sheet, with the decisions that still hold. Returns the number of open rows."""
+    reviews = folder / REVIEWS
     known = {r["id"]: r for r in read_jsonl(reviews)} if reviews.exists() else {}
     still_open = 0
     lines = []
-    for split, row in rows(education):
+    found = rows(folder)
+    columns = ("split", *found[0][1], "row_hash", *FILLED)
+    for split, row in found:
         made = known.get(row["id"], {})
         holds = made.get("row_hash") == row_hash(row)
         still_open += not holds
         line = {"split": split, **row, "row_hash": row_hash(row)}
         line |= {k: made[k] for k in FILLED} if holds else {}
-        lines.append({k: cell(line.get(k, "")) for k in COLUMNS})
+        lines.append({k: cell(line.get(k, "")) for k in columns})
     with (
         written_whole(out) as temporary,
         temporary.open("w", newline="", encoding="utf-8-sig") as f,
     ):
-        writer = csv.DictWriter(f, COLUMNS)
+        writer = csv.DictWriter(f, columns)
         writer.writeheader()
         writer.writerows(lines)
     return still_open
 
 
-def import_sheet(sheet: Path, education: Path = EDUCATION, reviews: Path = REVIEWS) -> int:
+def import_sheet(sheet: Path, folder: Path) -> int:
     """Take decisions back into reviews.jsonl. Returns how many were taken.
 
     StepError names file and line of a wrong decision, an unknown or changed row, a missing
     name or column; then nothing is written.
     """
-    current = {row["id"]: row for _, row in rows(education)}
+    reviews = folder / REVIEWS
+    current = {row["id"]: row for _, row in rows(folder)}
     known = {r["id"]: r for r in read_jsonl(reviews)} if reviews.exists() else {}
     taken = 0
     try:
@@ -97,7 +105,7 @@ def import_sheet(sheet: Path, education: Path = EDUCATION, reviews: Path = REVIE
             raise StepError(f"{where}: a decision without a reviewer")
         row = current.get(line["id"])
         if row is None:
-            raise StepError(f"{where}: no row {line['id']!r} in the education set")
+            raise StepError(f"{where}: no row {line['id']!r} in {folder.name}")
         if row_hash(row) != line["row_hash"]:
             raise StepError(f"{where}: {line['id']} has changed since this sheet was exported")
         if decision != "accept" and not (line["comment"] or "").strip():
@@ -116,11 +124,13 @@ def main() -> None:
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--out", type=Path, help="write the sheet here")
     group.add_argument("--import-from", type=Path, help="take the decisions of this sheet")
+    parser.add_argument("--data", type=Path, default=EDUCATION, help="the folder of the rows")
     args = parser.parse_args()
     if args.out:
-        print(f"{args.out}: {export_sheet(args.out)} rows wait for a decision")
+        print(f"{args.out}: {export_sheet(args.out, args.data)} rows wait for a decision")
     else:
-        print(f"{REVIEWS}: {import_sheet(args.import_from)} new decisions")
+        taken = import_sheet(args.import_from, args.data)
+        print(f"{args.data / REVIEWS}: {taken} new decisions")
 
 
 if __name__ == "__main__":
