@@ -84,7 +84,7 @@ $(DATA)/manifest.json: $(wildcard data/education/*.jsonl evals/education_format/
 
 sft: $(ADAPTER)  ## train the recipe: data → adapter (resumes where it was stopped)
 $(ADAPTER): $(RECIPE) $(DATA)/manifest.json $(NEEDS_BASE) | $(VENV)/.ready
-	@$(PY) scripts/train_adapter.py --recipe $(RECIPE) --out $(RUN)/adapter $(LAID_OVER) $(if $(SEED),--set seed=$(SEED))
+	@$(PY) scripts/train_adapter.py --recipe $(RECIPE) --out $(RUN)/adapter$(if $(LAID_OVER), $(LAID_OVER))$(if $(SEED), --set seed=$(SEED))
 
 merge: $(MERGED)  ## merge the adapter into its base
 $(MERGED): $(ADAPTER)
