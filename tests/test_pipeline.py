@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from medalign import gguf_model
 from medalign.artifacts import ROOT, StepError
+from medalign.axolotl_plugin import content_key
 from medalign.evaluate_format import evaluate
-from medalign.recipe import system_prompt
+from medalign.recipe import read_yaml, system_prompt
 
 pytestmark = pytest.mark.slow
 SHORT = {"max_steps": 10, "save_steps": 2, "micro_batch_size": 1, "learning_rate": 0.003}
@@ -124,7 +125,8 @@ def test_only_the_answer_and_its_end_are_trained(run, base):
     from datasets import load_from_disk
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    prepared = sorted((ROOT / "build/prepared").rglob("dataset_info.json"), key=os.path.getmtime)
+    key = content_key(read_yaml(run["folder"] / "adapter/recipe.yaml"))
+    prepared = sorted((ROOT / "build/prepared" / key).rglob("dataset_info.json"))
     row = load_from_disk(str(prepared[-1].parent))[0]
     trained = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
     masked = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
