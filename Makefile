@@ -19,17 +19,18 @@ endif
 CHOSEN := $(origin RECIPE)
 override RECIPE := $(patsubst $(CURDIR)/%,%,$(patsubst ./%,%,$(RECIPE)))
 SEED   ?=
+of-model = $(shell sed -n '/^$(FAMILY):/,/^$$/s/^  $(1): *//p' recipes/models.yaml)
 FAMILY := $(word 2,$(subst /, ,$(RECIPE)))
 RUN    := $(patsubst recipes/%.yaml,runs/%,$(RECIPE))$(if $(SEED),-seed$(SEED))
 # REHEARSAL=1 takes two steps of any recipe on a CPU, on a stand-in for its base.
 ifdef REHEARSAL
 RUN    := $(patsubst recipes/%.yaml,build/rehearsal/%,$(RECIPE))
-REHEARSAL_BASE := $(shell sed -n '/^$(FAMILY):/,/^$$/s/^  rehearsal_base: *//p' recipes/models.yaml)
+REHEARSAL_BASE := $(call of-model,rehearsal_base)
 LAID_OVER := --overlay recipes/rehearsal.yaml --set base_model=$(REHEARSAL_BASE)
 endif
 # Another quantization lies in a folder of its own below the run, with its Modelfile and results.
 OUT    := $(RUN)$(if $(filter-out Q4_K_M,$(QUANT)),/$(QUANT))
-STEM   := $(shell sed -n '/^$(FAMILY):/,/^$$/s/^  name: *//p' recipes/models.yaml)
+STEM   := $(call of-model,name)
 
 BASE   := build/models/smollm2-135m-instruct
 DATA   := build/data/education
@@ -42,13 +43,15 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Nothing is to be downloaded for the embedded model and for rehearsals.
 ifneq ($(filter smollm2-135m,$(FAMILY))$(REHEARSAL),)
 export HF_HUB_OFFLINE := 1
-LOCAL_BASE := $(or $(REHEARSAL_BASE),$(BASE))
-NEEDS_BASE := $(LOCAL_BASE)/manifest.json
-BASE_GGUF := $(LOCAL_BASE)-$(QUANT).gguf
+UNTUNED := $(or $(REHEARSAL_BASE),$(BASE))
+NEEDS_BASE := $(UNTUNED)/manifest.json
+BASE_GGUF := $(UNTUNED)-$(QUANT).gguf
 else
+UNTUNED := $(call of-model,hub_id)
 BASE_GGUF := build/models/$(FAMILY)-base-$(QUANT).gguf
-HUB_ID := $(shell sed -n '/^$(FAMILY):/,/^$$/s/^  hub_id: *//p' recipes/models.yaml)
 endif
+EXPORT = $(PY) scripts/export_gguf.py --out $@ --family $(FAMILY) --quant $(QUANT) $(if $(REHEARSAL),--no-gate)
+BASE_EVAL := build/eval/$(if $(REHEARSAL),rehearsal-)$(FAMILY)-$(QUANT)-base.json
 
 .PHONY: help setup demo data base sft merge gguf ollama check verify eval eval-tune report results seeds \
         review-sheet test test-fast lint notebook lock clean
@@ -61,10 +64,10 @@ demo:  ## from nothing to a trained, quantized, evaluated model and its report, 
 	@$(MAKE) report RECIPE=$(if $(filter file,$(CHOSEN)),recipes/smollm2-135m/sft-lora-cpu.yaml,$(RECIPE))
 
 setup: $(VENV)/.ready build/llama.cpp/VERSION  ## the environment (EXTRAS=gpu: FlashAttention and DeepSpeed as well)
-	@$(if $(EXTRAS),bash scripts/install.sh $(VENV) $(EXTRAS))
+	@$(if $(EXTRAS),PYTHON=$(PYTHON) bash scripts/install.sh $(VENV) $(EXTRAS))
 
 $(VENV)/.ready: pyproject.toml constraints.txt scripts/install.sh
-	@PYTHON=$(PYTHON) bash scripts/install.sh $(VENV) $(EXTRAS)
+	@PYTHON=$(PYTHON) bash scripts/install.sh $(VENV)
 
 build/llama.cpp/VERSION: | $(VENV)/.ready
 	@$(PY) scripts/fetch_converter.py --out build/llama.cpp
@@ -92,13 +95,11 @@ $(MERGED): $(ADAPTER)
 
 gguf: $(GGUF) $(OUT)/Modelfile  ## convert to GGUF and quantize (QUANT=), write the Modelfile
 $(GGUF): $(MERGED) | build/llama.cpp/VERSION
-	@$(PY) scripts/export_gguf.py --model $(RUN)/merged --out $@ --family $(FAMILY) --quant $(QUANT) $(if $(REHEARSAL),--no-gate)
+	@$(EXPORT) --model $(RUN)/merged
 $(OUT)/Modelfile: $(GGUF) data/system_prompt.txt recipes/models.yaml $(wildcard recipes/templates/*.gotmpl)
 	@$(PY) scripts/write_modelfile.py --gguf $(GGUF) --recipe $(RECIPE) --out $@
-$(LOCAL_BASE)-%.gguf: $(LOCAL_BASE)/manifest.json | build/llama.cpp/VERSION
-	@$(PY) scripts/export_gguf.py --model $(LOCAL_BASE) --out $@ --family $(FAMILY) --quant $* $(if $(REHEARSAL),--no-gate)
-build/models/$(FAMILY)-base-%.gguf: | $(VENV)/.ready build/llama.cpp/VERSION
-	@$(PY) scripts/export_gguf.py --model $(HUB_ID) --out $@ --family $(FAMILY) --quant $*
+$(BASE_GGUF): $(NEEDS_BASE) | $(VENV)/.ready build/llama.cpp/VERSION
+	@$(EXPORT) --model $(UNTUNED)
 
 ollama: $(OUT)/Modelfile  ## create the Ollama model (NAME=medalign), or say how
 	@$(PY) scripts/write_modelfile.py --check $(OUT)/Modelfile
@@ -110,7 +111,7 @@ check: $(VENV)/.ready  ## check every recipe for the hardware in its name
 
 verify: $(OUT)/parity.json  ## training = mistral-common = llama.cpp = Ollama, token for token
 	@$(PY) scripts/verify_parity.py --show $(OUT)/parity.json
-$(OUT)/parity.json: $(GGUF) $(OUT)/Modelfile $(DATA)/manifest.json scripts/verify_parity.py scripts/conversations.py scripts/render_template.go
+$(OUT)/parity.json: $(GGUF) $(OUT)/Modelfile $(DATA)/manifest.json scripts/verify_parity.py scripts/prompt_paths.py scripts/conversations.py scripts/render_template.go
 	@$(PY) scripts/verify_parity.py --run $(RUN) --gguf $(GGUF) --modelfile $(OUT)/Modelfile --out $@ > /dev/null
 
 eval: $(OUT)/eval/tuned.json $(OUT)/eval/base.json  ## form of the answers, base and tuned, as quantized GGUF
@@ -118,9 +119,9 @@ SCORER := data/system_prompt.txt scripts/evaluate_format.py scripts/sections.py 
 PROMPTS := data/education/test.jsonl evals/education_format/phrasing_frozen.jsonl $(SCORER)
 $(OUT)/eval/tuned.json: $(GGUF) $(PROMPTS)
 	@$(PY) scripts/evaluate_format.py --model $(GGUF) --out $@
-build/eval/$(FAMILY)-$(QUANT)-base.json: $(BASE_GGUF) $(PROMPTS)
+$(BASE_EVAL): $(BASE_GGUF) $(PROMPTS)
 	@$(PY) scripts/evaluate_format.py --model $(BASE_GGUF) --out $@
-$(OUT)/eval/base.json: build/eval/$(FAMILY)-$(QUANT)-base.json
+$(OUT)/eval/base.json: $(BASE_EVAL)
 	@mkdir -p $(@D)
 	cp $< $@.partial
 	mv $@.partial $@

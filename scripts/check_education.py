@@ -20,7 +20,7 @@ from rapidfuzz import fuzz, process
 
 from medalign import sections
 from medalign.artifacts import ROOT, StepError, run_step
-from medalign.rows import STRICT, Table, first_seen, load, words
+from medalign.rows import STRICT, Table, first_seen, load, near_twins, words
 
 EDUCATION = ROOT / "data/education"
 PHRASING = ROOT / "evals/education_format"
@@ -155,12 +155,9 @@ def check_across(
     first_seen(((t, n, key) for t, n, r in examples for key in sorted(term_keys(r))), "term")
     first_seen(((t, n, s) for t, n, r in examples for s in set(sentences(r.answer))), "sentence")
 
-    # Words sorted once: fuzz.ratio then is token_sort_ratio, which sorts for every pair.
-    bodies = [" ".join(sorted(" ".join(sentences(r.answer)).split())) for _, _, r in examples]
-    alike = process.cdist(bodies, bodies, scorer=fuzz.ratio, score_cutoff=NEAR_ANSWER)
-    for i, (table, line, row) in enumerate(examples):
-        for j in alike[i, :i].nonzero()[0]:
-            table.fault(line, f"answer: nearly that of {examples[j][2].id} ({row.id})")
+    for i, j in near_twins([" ".join(sentences(r.answer)) for _, _, r in examples], NEAR_ANSWER):
+        table, line, row = examples[i]
+        table.fault(line, f"answer: nearly that of {examples[j][2].id} ({row.id})")
 
     train = {r.id: (n, r) for n, r in tables["train"].rows}
     asked: list[tuple[Table[Any], int, str, str]]

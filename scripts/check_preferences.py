@@ -20,7 +20,7 @@ from rapidfuzz import fuzz, process
 from medalign import sections
 from medalign.artifacts import ROOT, StepError, read_jsonl, run_step
 from medalign.check_education import EDUCATION, PHRASING
-from medalign.rows import STRICT, Table, first_seen, load, words
+from medalign.rows import STRICT, Table, first_seen, load, near_twins, words
 
 GOLD = ROOT / "data/preferences/gold.jsonl"
 Kind = Literal["harmful_request", "benign_lookalike", "medication_safety", "empathy", "format"]
@@ -85,19 +85,18 @@ def check_prompts(table: Table[Pair], tested: dict[str, str], terms: set[str]) -
     and training has not taught.
     """
     first_seen(((table, n, p.id) for n, p in table.rows), "id")
-    prompts = [" ".join(sorted(words(p.prompt))) for _, p in table.rows]
-    alike = process.cdist(prompts, prompts, scorer=fuzz.ratio, score_cutoff=NEAR_PROMPT)
-    for i, (line, _) in enumerate(table.rows):
-        for j in alike[i, :i].nonzero()[0]:
-            table.fault(line, f"prompt: nearly that of {table.rows[j][1].id}")
-    for line, pair in table.rows:
-        text = f" {' '.join(words(pair.prompt))} "
-        named = [term for term in sorted(terms) if f" {' '.join(words(term))} " in text]
-        if pair.category == "format" and named:
-            table.fault(line, f"prompt: names the test term {named[0]!r}")
+    stems = [words(pair.prompt) for _, pair in table.rows]
+    for i, j in near_twins([" ".join(prompt) for prompt in stems], NEAR_PROMPT):
+        table.fault(table.rows[i][0], f"prompt: nearly that of {table.rows[j][1].id}")
+    named = {term: f" {' '.join(words(term))} " for term in sorted(terms)}
+    for (line, pair), prompt in zip(table.rows, stems, strict=True):
+        text = f" {' '.join(prompt)} "
+        if pair.category == "format" and (found := [t for t, key in named.items() if key in text]):
+            table.fault(line, f"prompt: names the test term {found[0]!r}")
     others = {" ".join(sorted(words(prompt))): place for prompt, place in tested.items()}
-    for (line, _), prompt in zip(table.rows, prompts, strict=True):
-        near = process.extractOne(prompt, list(others), scorer=fuzz.ratio, score_cutoff=NEAR_PROMPT)
+    for (line, _), prompt in zip(table.rows, stems, strict=True):
+        text = " ".join(sorted(prompt))
+        near = process.extractOne(text, list(others), scorer=fuzz.ratio, score_cutoff=NEAR_PROMPT)
         if near:
             table.fault(line, f"prompt: asked by the evaluation, {others[near[0]]}")
 

@@ -35,7 +35,7 @@ from medalign.artifacts import (
     scratch,
     write_json,
 )
-from medalign.divergence import Logits, compare, gguf_logits, log_softmax
+from medalign.divergence import Logits, Row, compare, gguf_answers, log_softmax
 from medalign.export_gguf import convert, quantize
 from medalign.merge_adapter import merge
 from medalign.recipe import family_of, model, read_yaml
@@ -43,7 +43,6 @@ from medalign.trained_base import DTYPES, WAYS, fetch, qlora_merge
 
 ROWS = ROOT / "build/data/education/test.jsonl"
 HEAD = "| model | KL mean | KL p99 | top-1 | loss of the held answers (change, 95 %) |"
-Row = tuple[list[int], int]  # a chat's token ids, and how many of them are the prompt
 
 
 def answer_rows(path: Path, base: Path, template: Path) -> list[Row]:
@@ -73,13 +72,6 @@ def answers(llm: Any, rows: list[Row]) -> Iterator[Logits]:
         with torch.no_grad():
             logits = llm(torch.tensor([ids[:-1]])).logits
         yield logits[0, prompt - 1 :].float().numpy()
-
-
-def gguf_answers(path: Path, rows: list[Row]) -> Iterator[Logits]:
-    """As `answers`, of a GGUF in llama.cpp."""
-    all_logits = gguf_logits(path, [ids[:-1] for ids, _ in rows])
-    for logits, (_, prompt) in zip(all_logits, rows, strict=True):
-        yield logits[prompt - 1 :]
 
 
 def plain(folder: Path) -> Any:

@@ -6,9 +6,8 @@ from typing import Any
 
 from medalign.artifacts import read_jsonl
 from medalign.check_education import EDUCATION
+from medalign.gguf_model import Chat
 from medalign.recipe import system_prompt
-
-Chat = list[dict[str, str]]  # [{"role": …, "content": …}, …], ends with the assistant
 
 NASTY = [
     "",
@@ -47,7 +46,7 @@ def turn(user: str, assistant: str) -> Chat:
 
 
 def conversations(control_tokens: list[str]) -> dict[str, Chat]:
-    """The conversations by name.
+    """The conversations by name; each ends with the assistant.
 
     control_tokens: how the tokenizer under test spells its control tokens; each is said once.
     No answer begins with a space: it would melt into the prompt's last token, and training rows

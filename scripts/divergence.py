@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medalign.artifacts import StepError, require_file
+from medalign import gguf_model
+from medalign.artifacts import StepError
 
 Logits = NDArray[np.floating]  # [tokens, vocab], before the softmax
+Row = tuple[list[int], int]  # a chat's token ids, and how many of them are the prompt
 
 
 def log_softmax(logits: Logits) -> NDArray[np.float64]:
@@ -73,22 +75,22 @@ def gguf_logits(path: Path, token_id_rows: Sequence[Sequence[int]]) -> Iterator[
     The rows come one by one, since a long text's logits fill gigabytes; list() keeps them all.
     Only one row's are held here. StepError if the GGUF is not there or damaged.
     """
-    from llama_cpp import Llama
-
-    require_file(path, "make gguf writes it")
     threads = len(os.sched_getaffinity(0))
-    try:
-        llm = Llama(
-            str(path),
-            n_ctx=max(map(len, token_id_rows)),
-            n_threads=threads,
-            n_threads_batch=threads,
-            logits_all=True,
-            verbose=False,
-        )
-    except ValueError as error:
-        raise StepError(f"{path}: llama.cpp cannot load it ({error}); make it again") from error
+    llm = gguf_model.load(
+        path,
+        n_ctx=max(map(len, token_id_rows)),
+        n_threads=threads,
+        n_threads_batch=threads,
+        logits_all=True,
+    )
     for row in token_id_rows:
         llm.reset()
         llm.eval(row)
         yield llm.scores[: len(row)].copy()
+
+
+def gguf_answers(path: Path, rows: Sequence[Row]) -> Iterator[Logits]:
+    """What llama.cpp predicts for each row's answer: [answer tokens, vocab], as gguf_logits."""
+    all_logits = gguf_logits(path, [ids[:-1] for ids, _ in rows])
+    for logits, (_, prompt) in zip(all_logits, rows, strict=True):
+        yield logits[prompt - 1 :]

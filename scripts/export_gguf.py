@@ -26,12 +26,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from medalign import divergence, gguf_model
 from medalign.artifacts import (
     ROOT,
     StepError,
     manifest,
-    read_jsonl,
     require_file,
     require_space,
     run_step,
@@ -40,17 +38,12 @@ from medalign.artifacts import (
     write_json,
     written_whole,
 )
-from medalign.check_education import EDUCATION
-from medalign.recipe import Model, model, system_prompt
-from medalign.trained_base import fetch
+from medalign.quantization_loss import check_loss, fits_in_memory, quantization_loss
+from medalign.recipe import Model, model
+from medalign.trained_base import fetch, refuse_own_code
 
 CONVERTER = ROOT / "build/llama.cpp"
 SPACE_PREFIX: bool | None = False  # None leaves it to llama.cpp, which then adds one
-HELD = EDUCATION / "test.jsonl"
-HELD_ROWS = 10  # about 2,500 answer tokens; more change the mean little and cost time on 7B
-# Limits on what quantization may change: KL(f16 || quantized) in nats a token, and the share
-# of tokens whose likeliest successor stays. Measured in docs/evidence.md, "Quantization".
-MAX_KL, MIN_TOP1 = 0.25, 0.75
 
 
 def manifest_path(gguf: Path) -> Path:
@@ -68,14 +61,14 @@ def convertible(folder: Path, beside: Path, family: Model) -> Iterator[Path]:
     token, which training did not. StepError for a model that brings code of its own
     (`auto_map`), which the converter would run.
     """
-    config = json.loads(require_file(folder / "config.json", "make merge writes it").read_text())
-    if "auto_map" in config:
-        raise StepError(f"{folder}/config.json has auto_map: code from elsewhere is not run")
+    refuse_own_code(folder)
     with scratch(beside) as view:
         view.mkdir()
         for path in folder.iterdir():
             (view / path.name).symlink_to(path.resolve())
-        settings = json.loads(require_file(folder / "tokenizer_config.json", "").read_text())
+        settings = json.loads(
+            require_file(folder / "tokenizer_config.json", "make merge writes it").read_text()
+        )
         settings.pop("chat_template", None)
         if (folder / "tokenizer.model").exists():
             settings["add_prefix_space"] = SPACE_PREFIX
@@ -134,50 +127,6 @@ def tensor_types(gguf: Path) -> dict[str, int]:
     from gguf import GGUFReader
 
     return dict(Counter(tensor.tensor_type.name for tensor in GGUFReader(gguf).tensors))
-
-
-def held_answers(gguf: Path) -> list[tuple[list[int], int]]:
-    """Held chats as token ids, each with the position of the first answer token."""
-    llm = gguf_model.load(gguf, vocab_only=True)
-    rows = []
-    for row in read_jsonl(HELD)[:HELD_ROWS]:
-        asked = [{"role": "system", "content": system_prompt()}]
-        asked.append({"role": "user", "content": row["prompt"]})
-        whole = [*asked, {"role": "assistant", "content": row["answer"]}]
-        begins = len(gguf_model.tokenize(llm, gguf_model.render(llm, asked)))
-        rows.append((gguf_model.tokenize(llm, gguf_model.render(llm, whole, ask=False)), begins))
-    return rows
-
-
-def quantization_loss(f16: Path, quantized: Path) -> dict[str, Any]:
-    """How far the quantized model's next tokens are from those of f16, on held answers.
-
-    Returns the figures of `divergence.compare` (KL in nats a token).
-    """
-    rows = held_answers(f16)
-    ids = [row for row, _ in rows]
-
-    def answers(gguf: Path) -> Iterator[divergence.Logits]:
-        for logits, (_, begins) in zip(divergence.gguf_logits(gguf, ids), rows, strict=True):
-            yield logits[begins - 1 : -1]
-
-    return divergence.compare(answers(f16), answers(quantized))
-
-
-def fits_in_memory(gguf: Path) -> bool:
-    """True if this machine can hold the file and a little more."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return gguf.stat().st_size < 0.9 * memory
-
-
-def check_loss(loss: dict[str, Any], quant: str) -> None:
-    """StepError if quantization changed more than the limits allow."""
-    if loss["kl_mean"] > MAX_KL or loss["top1"] < MIN_TOP1:
-        raise StepError(
-            f"{quant} is too far from f16: KL {loss['kl_mean']:.3f} nats a token (limit {MAX_KL}), "
-            f"same first choice {loss['top1']:.1%} (limit {MIN_TOP1:.0%}) on {loss['tokens']} "
-            "tokens; choose a larger quantization with QUANT="
-        )
 
 
 def export(folder: Path, out: Path, quant: str, family: Model, gate: bool = True) -> dict[str, Any]:

@@ -38,24 +38,17 @@ Chat = list[dict[str, str]]  # [{"role": …, "content": …}, …]
 
 
 def load(path: Path, n_ctx: int = 1024, **settings: Any):
-    """Open a GGUF with llama-cpp-python, on one thread.
+    """Open a GGUF with llama-cpp-python, on one thread unless told otherwise.
 
-    settings: more arguments of llama_cpp.Llama, as vocab_only. StepError if it is not there,
+    settings: arguments of llama_cpp.Llama, as vocab_only. StepError if it is not there,
     cut short or damaged.
     """
     from llama_cpp import Llama
 
     require_file(path, "make gguf writes it")
     try:
-        return Llama(
-            str(path),
-            n_ctx=n_ctx,
-            n_threads=1,
-            n_threads_batch=1,
-            seed=0,
-            verbose=False,
-            **settings,
-        )
+        alone = {"n_threads": 1, "n_threads_batch": 1, "seed": 0, "verbose": False}
+        return Llama(str(path), n_ctx=n_ctx, **{**alone, **settings})
     except ValueError as error:
         raise StepError(f"{path}: llama.cpp cannot load it ({error}); make it again") from error
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,8 @@ def all_recipes() -> list[Path]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping. StepError names the file (and line) of what is wrong."""
     if not path.is_file():
-        raise StepError(f"{path}: no such recipe; there are: {', '.join(map(_short, _yamls()))}")
+        recipes = (p.relative_to(ROOT).as_posix() for p in sorted(RECIPES.glob("*/**/*.yaml")))
+        raise StepError(f"{path}: no such recipe; there are: {', '.join(recipes)}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
@@ -45,14 +45,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise StepError(f"{path}: a recipe is a mapping of keys, not {type(content).__name__}")
     return content
-
-
-def _yamls() -> Iterator[Path]:
-    return (p for p in sorted(RECIPES.rglob("*.yaml")))
-
-
-def _short(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import snowballstemmer
 from pydantic import BaseModel, ConfigDict, ValidationError
+from rapidfuzz import fuzz, process
 
 from medalign.artifacts import ROOT, require_file
 
@@ -67,3 +68,15 @@ def first_seen(entries: Iterable[tuple[Table[Any], int, str]], what: str) -> Non
             table.fault(line, f"{what} also at {name}:{other}: {key[:80]!r}")
         else:
             seen[key] = (table.path.name, line)
+
+
+def near_twins(texts: list[str], cutoff: float) -> Iterator[tuple[int, int]]:
+    """Indices (i, j), j < i, of texts whose words are the same to `cutoff`.
+
+    cutoff: of 0 to 100, rapidfuzz's ratio of the sorted words. They are sorted once here:
+    token_sort_ratio sorts them for every pair.
+    """
+    sorted_words = [" ".join(sorted(text.split())) for text in texts]
+    alike = process.cdist(sorted_words, sorted_words, scorer=fuzz.ratio, score_cutoff=cutoff)
+    for i in range(len(texts)):
+        yield from ((i, int(j)) for j in alike[i, :i].nonzero()[0])

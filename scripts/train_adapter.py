@@ -33,7 +33,7 @@ from medalign.artifacts import (
     sha256,
     write_json,
 )
-from medalign.recipe import check, family_of, local_files, model, read_yaml
+from medalign.recipe import Model, check, family_of, local_files, model, read_yaml
 from medalign.run_axolotl import locked, run_axolotl
 
 # Where results go, how often they are saved, who tracks them: no other adapter comes of it.
@@ -104,7 +104,7 @@ def train(recipe: Path, out: Path, overrides: dict[str, Any], launcher: str) -> 
         prepare(folder, config, made_of)
         command = [axolotl, "train", str(folder / "recipe.yaml"), "--launcher", launcher]
         run_axolotl(command, folder / "train.log", lock)
-        return finish(recipe, out, config, overrides, made_of, began)
+        return finish(recipe, out, config, overrides, made_of, family, began)
 
 
 def finish(
@@ -113,6 +113,7 @@ def finish(
     config: dict[str, Any],
     overrides: dict[str, Any],
     made_of: dict[str, str],
+    family: Model,
     began: float,
 ) -> dict[str, Any]:
     """Give a trained folder its manifest and its name, then drop the checkpoints."""
@@ -132,8 +133,8 @@ def finish(
         "adapter",
         {"recipe": recipe, **inputs},
         began,
-        name=model(family_of(recipe)).name,
-        parameters=model(family_of(recipe)).parameters,
+        name=family.name,
+        parameters=family.parameters,
         base={"id": config["base_model"], "revision": config.get("revision_of_model")},
         data=data,
         fingerprint=made_of,

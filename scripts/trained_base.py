@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from medalign.artifacts import ROOT, StepError
+from medalign.artifacts import ROOT, StepError, require_file
 
 QloraMerge = Literal["as_trained", "unquantized", "every_matrix"]
 WAYS: tuple[QloraMerge, ...] = get_args(QloraMerge)
@@ -50,6 +50,16 @@ def shards(base: Path) -> list[Path]:
     return found
 
 
+def refuse_own_code(folder: Path) -> None:
+    """StepError for a model that brings code of its own, which tools might run."""
+    settings = require_file(folder / "config.json", "make merge writes it")
+    if "auto_map" in json.loads(settings.read_text()):
+        raise StepError(
+            f"{folder} runs code of its own (config.json has auto_map: "
+            "code from elsewhere is not run)"
+        )
+
+
 def fetch(config: dict[str, Any]) -> Path:
     """The folder of the recipe's base model, from the hub where it is a hub id.
 
@@ -67,11 +77,9 @@ def fetch(config: dict[str, Any]) -> Path:
         except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
             why = str(error).strip().splitlines()[0]
             raise StepError(f"{name} is no folder and the hub did not give it: {why}") from error
-    settings = base / "config.json"
-    if not settings.exists():
+    if not (base / "config.json").exists():
         raise StepError(f"{base} has no config.json; is base_model {name} right?")
-    if "auto_map" in json.loads(settings.read_text()):
-        raise StepError(f"{name} runs code of its own (auto_map in config.json); not merged here")
+    refuse_own_code(base)
     shards(base)
     return base
 

@@ -8,7 +8,8 @@ import pytest
 
 from medalign import export_gguf
 from medalign.artifacts import ROOT, StepError
-from medalign.export_gguf import MAX_KL, MIN_TOP1, check_loss, convert, convertible, fits_in_memory
+from medalign.export_gguf import convert, convertible
+from medalign.quantization_loss import MAX_KL, MIN_TOP1, check_loss, fits_in_memory
 from medalign.recipe import model
 
 MISTRAL = model("mistral-7b")

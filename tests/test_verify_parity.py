@@ -11,16 +11,13 @@ from conftest import make
 from medalign.artifacts import ROOT
 from medalign.conversations import NASTY, conversations, turn
 from medalign.export_gguf import convert
+from medalign.prompt_paths import LlamaCpp, MistralCommon, Training, ollama_prompts
 from medalign.recipe import model, system_prompt
 from medalign.verify_parity import (
     MASKED,
-    LlamaCpp,
-    MistralCommon,
-    Training,
     compare,
     differ,
     label_faults,
-    ollama_prompts,
     show_mask,
     stop_faults,
 )
