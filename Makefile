@@ -51,9 +51,12 @@ UNTUNED := $(call of-model,hub_id)
 BASE_GGUF := build/models/$(FAMILY)-base-$(QUANT).gguf
 endif
 EXPORT = $(PY) scripts/export_gguf.py --out $@ --family $(FAMILY) --quant $(QUANT) $(if $(REHEARSAL),--no-gate)
+# A recipe that trains on the mix has it made, but a rehearsal, which has rows of its own.
+NEEDS_MIX := $(if $(REHEARSAL),,$(if $(shell grep -ls 'path: build/data/train.jsonl' $(RECIPE)),build/data/manifest.json))
 BASE_EVAL := build/eval/$(if $(REHEARSAL),rehearsal-)$(FAMILY)-$(QUANT)-base.json
 
-.PHONY: help setup demo data base sft merge gguf ollama check verify eval eval-tune report results seeds \
+FORCE:
+.PHONY: help setup demo data mix mix-report mix-measure bench-data pin base sft merge gguf ollama check verify eval eval-tune report results seeds \
         review-sheet test test-fast lint notebook lock clean
 
 help:  ## this list
@@ -85,8 +88,28 @@ $(DATA)/manifest.json: $(wildcard data/education/*.jsonl evals/education_format/
 		| $(VENV)/.ready
 	@$(PY) scripts/build_sft.py --out $(DATA)
 
+# The sources' files are part of what the mix is made from: the folder MEDALIGN_DATA_DIR names,
+# and what ACCEPT= allows. The list is written anew only when it has changed.
+MIX := build/data/manifest.json
+build/mix.inputs: FORCE | $(VENV)/.ready
+	@$(PY) scripts/build_mix.py --list-inputs $@ --accept "$(ACCEPT)"
+$(MIX): build/mix.inputs
+	@$(PY) scripts/check_safety.py
+	$(PY) scripts/build_mix.py --out $(@D) --accept "$(ACCEPT)"
+mix: $(MIX)  ## the training mix: sources → clean, deduplicated, decontaminated rows (ACCEPT=terms)
+	@$(PY) scripts/build_mix.py --out build/data --show
+mix-report: build/data/mix.html  ## its page: funnel, lengths, the pairs next to each threshold
+build/data/mix.html: $(MIX) scripts/mix_report.py scripts/mix_report.html.jinja
+	@$(PY) scripts/mix_report.py --mix build/data --out $@
+mix-measure: $(VENV)/.ready  ## plant copies and evaluation rows, and count what is found
+	@$(PY) scripts/measure_mix.py --out docs/results/mix-methods.json
+bench-data: $(VENV)/.ready  ## rows/s and memory at 20 thousand, 200 thousand and 2 million rows
+	@$(PY) scripts/bench_data.py --out docs/results/bench-data.json
+pin: $(VENV)/.ready  ## ask the hub for the revisions that are not pinned yet
+	@$(PY) scripts/pin_revisions.py
+
 sft: $(ADAPTER)  ## train the recipe: data → adapter (resumes where it was stopped)
-$(ADAPTER): $(RECIPE) $(DATA)/manifest.json $(NEEDS_BASE) | $(VENV)/.ready
+$(ADAPTER): $(RECIPE) $(DATA)/manifest.json $(NEEDS_MIX) $(NEEDS_BASE) | $(VENV)/.ready
 	@$(PY) scripts/train_adapter.py --recipe $(RECIPE) --out $(RUN)/adapter$(if $(LAID_OVER), $(LAID_OVER))$(if $(SEED), --set seed=$(SEED))
 
 merge: $(MERGED)  ## merge the adapter into its base

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, Template
 from markupsafe import Markup, escape
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +22,7 @@ from rich.table import Table
 from medalign.artifacts import StepError, require_file, run_step, sha256, write_json, written_whole
 from medalign.charts import bars, curve, percent
 from medalign.export_gguf import manifest_path
+from medalign.pages import fill
 from medalign.sections import FAULTS, SECTIONS
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -111,13 +111,6 @@ def page(found: dict[str, Facts], manifest: Facts, modelfile: str) -> str:
     for pair in zip(base["items"], tuned["items"], strict=True):
         if pair[0]["set"] == "test":
             first.setdefault(pair[0]["category"], pair)
-    template = Template(
-        TEMPLATE.read_text(encoding="utf-8"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
     facts: Facts = {
         "manifest": manifest,
         "modelfile": modelfile,
@@ -128,7 +121,8 @@ def page(found: dict[str, Facts], manifest: Facts, modelfile: str) -> str:
     facts["small"] = found["adapter"].get("parameters", 0) < 1e9
     facts["manifest_text"] = json.dumps(manifest, indent=2, ensure_ascii=False)
     words = {"sets": SETS, "sections": SECTIONS, "faults": FAULTS}
-    return template.render(**found, **facts, **words, percent=percent, with_headings=with_headings)
+    helpers = {"percent": percent, "with_headings": with_headings}
+    return fill(TEMPLATE, **found, **facts, **words, **helpers)
 
 
 def build(run: Path) -> Facts:

@@ -17,8 +17,8 @@ RECIPES = ROOT / "recipes"
 MODELS = RECIPES / "models.yaml"
 MADE_BY = {  # what a recipe needs, by how its path begins
     "build/data/education": "make data makes it",
-    "build/data": "it is the curated mix, which no target of this version builds yet; take the "
-    "entry out, and write warmup_ratio: 0.1, to train on the education set alone",
+    "build/data": "it is the curated mix: make mix makes it; to train on the education set alone "
+    "take the entry out and write warmup_ratio: 0.1",
 }
 SYSTEM_PROMPT = ROOT / "data/system_prompt.txt"
 

@@ -1,0 +1,96 @@
+"""Rows that say the same in other words: cosine of static word vectors.
+
+WordLlama (dleemiller/WordLlama, MIT) ships its weights in its package: 32,000 tokens, 256
+dimensions, trained for sentence similarity. A text's vector is the mean of its tokens' vectors;
+order is not seen, so the thresholds are high and docs/evidence.md says what is found with them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medalign.near_duplicates import Pairs
+
+Vectors = NDArray[np.float32]  # [n, 256], of length 1; zeros for a text without words
+TOKENS = 512  # of a text that are looked at
+
+
+@functools.cache
+def model() -> tuple[Any, NDArray[np.float32]]:
+    """WordLlama's tokenizer and table of token vectors [tokens, 256], from its package.
+
+    Read here and not by its own loader, which looks for the tokenizer in the wrong folder and would
+    download it.
+    """
+    from safetensors.numpy import load_file
+    from tokenizers import Tokenizer
+
+    package = importlib.resources.files("wordllama")
+    tokenizer = Tokenizer.from_file(str(package / "tokenizers/l2_supercat_tokenizer_config.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(TOKENS)
+    return tokenizer, load_file(str(package / "weights/l2_supercat_256.safetensors"))[
+        "embedding.weight"
+    ]
+
+
+def vectors(texts: list[str]) -> Vectors:
+    """Unit vectors of texts, in lower case, the same however they are batched."""
+    tokenizer, table = model()
+    found = np.zeros((len(texts), table.shape[1]), np.float32)
+    encoded = tokenizer.encode_batch(
+        [" ".join(text.lower().split()) for text in texts], add_special_tokens=False
+    )
+    for i, tokens in enumerate(encoded):
+        if tokens.ids:
+            found[i] = table[tokens.ids].mean(0, dtype=np.float64)
+    length = np.linalg.norm(found, axis=1, keepdims=True)
+    return np.divide(found, length, out=np.zeros_like(found), where=length > 0)
+
+
+def alike(
+    left: Vectors, right: Vectors, similarity: float, block: int = 4096
+) -> Iterator[tuple[Pairs, NDArray[np.float32]]]:
+    """Pairs (row of left, row of right) of at least this cosine, block by block.
+
+    Cosines are rounded to 4 digits first: libraries differ in the last bits.
+    """
+    for start in range(0, len(left), block):
+        for other in range(0, len(right), block):
+            cosine = np.round(left[start : start + block] @ right[other : other + block].T, 4)
+            i, j = np.nonzero(cosine >= similarity)
+            if len(i):
+                yield np.stack([i + start, j + other], 1), cosine[i, j]
+
+
+def centered(rows: Vectors, center: Vectors) -> Vectors:
+    """Unit vectors around a center [256]: what all texts of a field share is no likeness."""
+    moved = np.where(rows.any(1, keepdims=True), rows - center, 0)
+    length = np.linalg.norm(moved, axis=1, keepdims=True)
+    return np.divide(moved, length, out=np.zeros_like(moved), where=length > 0)
+
+
+def pairs_within(
+    questions: Vectors, answers: Vectors, similarity: float, block: int = 4096
+) -> Iterator[tuple[Pairs, NDArray[np.float32]]]:
+    """Pairs of rows, earlier first, whose questions and answers are both this much alike.
+
+    Of every pair the lower of the two cosines counts, around the mean of all rows: of documents of
+    one field the answers are alike anyway, and of exam questions on one disease the questions.
+    """
+    ask, tell = (centered(v, v.mean(0, dtype=np.float64)) for v in (questions, answers))
+    for start in range(0, len(ask), block):
+        part = ask[start : start + block]
+        for pairs, cosine in alike(part, ask[: start + len(part)], similarity, block):
+            pairs = pairs[:, ::-1] + np.array([0, start])
+            earlier = pairs[:, 0] < pairs[:, 1]
+            pairs, cosine = pairs[earlier], cosine[earlier]
+            told = np.einsum("ij,ij->i", tell[pairs[:, 0]], tell[pairs[:, 1]])
+            cosine = np.minimum(cosine, np.round(told, 4))
+            yield pairs[cosine >= similarity], cosine[cosine >= similarity]

@@ -1,0 +1,237 @@
+"""The sources of the mix and the evaluations it is kept apart from: data/sources.yaml, read.
+
+Rows come one by one with their number and place, from the hub by pinned revision or, where
+MEDALIGN_DATA_DIR names a folder, from the same files below it. What cannot be read as a row comes
+as a Fault, with its place: nothing is skipped silently.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medalign.artifacts import ROOT, StepError
+
+SOURCES = ROOT / "data/sources.yaml"
+DATA_DIR = "MEDALIGN_DATA_DIR"
+LARGEST_JSON = 2**29  # bytes of a .json file, which is parsed whole; JSONL has no such limit
+csv.field_size_limit(2**27)
+
+Columns = dict[str, str | list[str]]
+
+
+class Dataset(BaseModel):
+    """Where rows lie and what their columns are called."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    about: str = ""
+    hub: str | None = None
+    config: str | None = None
+    configs: list[str] = Field(default_factory=list)
+    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+    split: str = "train"
+    local: str | None = None
+    path: str | None = None
+    license: str
+    columns: Columns
+    hub_columns: Columns | None = None
+
+    def file(self) -> Path | None:
+        """The file to read instead of the hub: of the repository, or below MEDALIGN_DATA_DIR."""
+        if self.path:
+            return ROOT / self.path
+        folder = os.environ.get(DATA_DIR)
+        return Path(folder) / self.local if folder and self.local else None
+
+
+class Source(Dataset):
+    """Rows that may be trained on."""
+
+    terms: Literal["open", "share-alike", "non-commercial", "unclear"]
+    task: Literal[
+        "multiple_choice", "abstract_question", "question_answer",
+        "dialogue_note", "consultation", "conversation",
+    ]  # fmt: skip
+    answers: Literal["letter", "text", "from 0", "from 1"] = "letter"
+    system_prompt: bool = False
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row that could not be read: why, and what of it can be shown."""
+
+    reason: str
+    evidence: str
+
+
+Read = tuple[int, str, dict[str, Any] | Fault]  # number from 0, place, row
+
+
+def load(path: Path = SOURCES) -> tuple[list[Source], list[Dataset]]:
+    """Sources and evaluations as declared. StepError names the field that is wrong."""
+    try:
+        declared = yaml.safe_load(path.read_text(encoding="utf-8"))
+        sources = [Source(name=n, **d) for n, d in declared["sources"].items()]
+        return sources, [Dataset(name=n, **d) for n, d in declared["evaluations"].items()]
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise StepError(f"{path}: {'; '.join(faults)}") from error
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+        raise StepError(f"{path}: {error!r}") from error
+
+
+def own_evaluations() -> list[Dataset]:
+    """The evaluation prompts of this repository: every evals/*/*.jsonl, and the education test."""
+    files = [ROOT / "data/education/test.jsonl", *sorted(ROOT.glob("evals/*/*.jsonl"))]
+    columns: Columns = {"id": "id", "question": "prompt", "answer": "answer"}
+    return [
+        Dataset(
+            name=file.relative_to(ROOT).with_suffix("").as_posix(),
+            path=file.relative_to(ROOT).as_posix(),
+            license="apache-2.0",
+            columns=columns,
+        )
+        for file in files
+    ]
+
+
+def missing(source: Dataset) -> str | None:
+    """Why a dataset cannot be read here, or None."""
+    file = source.file()
+    if file is not None:
+        if not file.exists():
+            return f"no {source.path or source.local}"
+        return None if file.stat().st_size else f"{source.local or source.path} is empty"
+    if os.environ.get(DATA_DIR):
+        return "not among the local data"
+    if source.hub is None:
+        return f"not on the hub; {DATA_DIR} names a folder that has {source.local}"
+    if source.revision is None:
+        return f"{source.hub} is not pinned to a revision: make pin"
+    return None
+
+
+def rows(source: Dataset, piece: int = 0, pieces: int = 1, longest: int = 10**9) -> Iterator[Read]:
+    """Rows number `piece`, `piece` + `pieces`, … of a dataset, with number and place.
+
+    longest: bytes of a line; a longer one comes as a Fault. StepError where nothing can be read.
+    """
+    if (why := missing(source)) is not None:
+        raise StepError(f"{source.name}: {why}")
+    file = source.file()
+    if file is None:
+        yield from _hub_rows(source, piece, pieces)
+        return
+    read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}.get(file.suffix)
+    if read is None:
+        raise StepError(f"{file}: neither .jsonl, .json nor .csv")
+    yield from read(file, piece, pieces, longest)
+
+
+def _jsonl(file: Path, piece: int, pieces: int, longest: int) -> Iterator[Read]:
+    with file.open("rb") as lines:
+        for number, line in itertools.islice(enumerate(lines), piece, None, pieces):
+            if line.strip():
+                yield number, f"{file.name}:{number + 1}", _object(line, longest)
+
+
+def _object(line: bytes, longest: int) -> dict[str, Any] | Fault:
+    if len(line) > longest:
+        return Fault("row too long", f"{len(line):,} bytes")
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Fault("not UTF-8", str(error))
+    except (ValueError, RecursionError) as error:
+        return Fault("not JSON", str(error))
+    return row if isinstance(row, dict) else Fault("not an object", type(row).__name__)
+
+
+def _json(file: Path, piece: int, pieces: int, longest: int) -> Iterator[Read]:
+    if file.stat().st_size > LARGEST_JSON:
+        raise StepError(
+            f"{file}: {file.stat().st_size / 2**20:.0f} MiB in one JSON value; use JSONL"
+        )
+    try:
+        found = json.loads(file.read_bytes().decode("utf-8"))
+    except ValueError as error:
+        raise StepError(f"{file}: not JSON in UTF-8: {error}") from error
+    if not isinstance(found, list):
+        raise StepError(f"{file}: a list of rows is expected, not {type(found).__name__}")
+    for number, row in itertools.islice(enumerate(found), piece, None, pieces):
+        line = json.dumps(row).encode()
+        yield number, f"{file.name}[{number}]", _object(line, longest)
+
+
+def _csv(file: Path, piece: int, pieces: int, longest: int) -> Iterator[Read]:
+    # Bytes that are no UTF-8 come as lone surrogates, so that only their row is rejected.
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        heads = reader.fieldnames  # read before the first line is counted
+        if not heads:
+            raise StepError(f"{file}: no columns")
+        numbers = itertools.count()
+        while True:
+            begin = reader.line_num + 1
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise StepError(f"{file}:{reader.line_num}: {error}") from error
+            number = next(numbers)
+            if number % pieces == piece:
+                yield number, f"{file.name}:{begin}", _checked(row, longest)
+
+
+def _checked(row: dict[Any, Any], longest: int) -> dict[str, Any] | Fault:
+    if None in row or None in row.values():
+        return Fault("wrong number of columns", str(next(iter(row.values())))[:200])
+    size = sum(len(value) for value in row.values())
+    if size > longest:
+        return Fault("row too long", f"{size:,} characters")
+    try:
+        "".join(row.values()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        return Fault("not UTF-8", str(error)[:200])
+    return row
+
+
+def _hub_rows(source: Dataset, piece: int, pieces: int) -> Iterator[Read]:
+    from datasets import load_dataset
+
+    start = 0
+    configs: list[str | None] = [*source.configs] or [source.config]
+    for config in configs:
+        found = load_dataset(source.hub, config, split=source.split, revision=source.revision)
+        for number in range(start + (piece - start) % pieces, start + len(found), pieces):
+            place = f"{source.hub}/{config or 'default'}/{source.split}[{number - start}]"
+            yield number, place, dict(found[number - start])
+        start += len(found)
+
+
+def columns(source: Dataset) -> Columns:
+    """The columns of the rows as they come from where they are read."""
+    return source.columns if source.file() is not None else source.hub_columns or source.columns
+
+
+def key(row: dict[str, Any], column: str | list[str]) -> str:
+    """What identifies a row: a column, or several joined."""
+    return "/".join(str(row[name]) for name in ([column] if isinstance(column, str) else column))
+
+
+def take(row: dict[str, Any], column: str | list[str]) -> Any:
+    """A column's value; of several columns the list. KeyError names one that is not there."""
+    if isinstance(column, list):
+        return [row[name] for name in column]
+    return row[column]
