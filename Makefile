@@ -96,6 +96,7 @@ build/mix.inputs: FORCE | $(VENV)/.ready
 $(MIX): build/mix.inputs
 	@$(PY) scripts/check_safety.py
 	$(PY) scripts/build_mix.py --out $(@D) --accept "$(ACCEPT)"
+pin mix $(MIX): export HF_HUB_OFFLINE := 0
 mix: $(MIX)  ## the training mix: sources → clean, deduplicated, decontaminated rows (ACCEPT=terms)
 	@$(PY) scripts/build_mix.py --out build/data --show
 mix-report: build/data/mix.html  ## its page: funnel, lengths, the pairs next to each threshold

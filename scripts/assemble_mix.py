@@ -8,6 +8,7 @@ The sum of rows that came in and went out is checked on every run.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 
 from medalign import near_duplicates, sources
 from medalign.artifacts import StepError, manifest, sha256, write_json, written_whole
-from medalign.mix_stages import MIX, Job, counted, hash_of, reject
+from medalign.mix_stages import MIX, Job, counted, hash_of, reject, too_many
 
 STAGES = ("duplicates", "meanings", "decontaminate")
 CHUNK = 5000  # rows in memory
@@ -32,7 +33,7 @@ def allocate(size: int | None, shares: dict[str, float], there: dict[str, int]) 
 
     Rounded by largest remainder, ties in the order of the sources. size None: all rows.
     """
-    if size is None or size >= sum(there.values()):
+    if size is None:
         return dict(there)
     taken: dict[str, int] = {}
     open_ = {name: n for name, n in there.items() if n and shares[name] > 0}
@@ -80,7 +81,8 @@ def draw(ids: NDArray[np.uint64], seed: int, purpose: str) -> NDArray[np.float64
 def dropped_later(job: Job, index: NDArray[Any]) -> Iterator[dict[str, Any]]:
     """Lines of rejected.jsonl for the rows that the stages after collect dropped."""
     for stage in STAGES[:2]:
-        out = np.load(job.folder / f"out-{stage}.npz")
+        with np.load(job.folder / f"out-{stage}.npz") as arrays:
+            out = dict(arrays)
         for start in range(0, len(out["rows"]), CHUNK):
             part = slice(start, start + CHUNK)
             rows = job.read(index, out["rows"][part])
@@ -148,13 +150,14 @@ def assemble(
     split = {"train": rows[~aside], "validation": rows[aside]}
     dropped: Counter[tuple[str, str]] = Counter()
     out.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / "rejected.jsonl") as temporary, temporary.open("w") as file:
+    (out / "manifest.json").unlink(missing_ok=True)  # it tells of what is now replaced
+    with (
+        written_whole(out / "rejected.jsonl") as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
         for p in range(s.pieces):
             with (job.folder / f"{job.piece(p)}.rejected.jsonl").open(encoding="utf-8") as lines:
-                for text in lines:
-                    line = json.loads(text)
-                    line.pop("n")
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                shutil.copyfileobj(lines, file)
         for line in dropped_later(job, index):
             dropped[line["source"], line["reason"]] += 1
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -163,7 +166,10 @@ def assemble(
             line = reject(row, "draw", "not drawn", None)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     for name, numbers in split.items():
-        with written_whole(out / f"{name}.jsonl") as temporary, temporary.open("w") as file:
+        with (
+            written_whole(out / f"{name}.jsonl") as temporary,
+            temporary.open("w", encoding="utf-8") as file,
+        ):
             write_rows(file, job, index, numbers)
     taken = {
         name: {key: int((index["source"][n] == rank).sum()) for key, n in split.items()}
@@ -187,6 +193,7 @@ def assemble(
             for source in (*job.sources, *job.evaluations)
             if not source.path
         },
+        compared_by_meaning=not too_many(job),
         changes=dict(sorted(changes.items())),
         rows={name: len(numbers) for name, numbers in split.items()},
         outputs={f"{n}.jsonl": sha256(out / f"{n}.jsonl") for n in (*split, "rejected")},

@@ -22,6 +22,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -248,17 +249,21 @@ def held(process: psutil.Process) -> int:
 def recall(rows: Path, dropped: set[int]) -> dict[str, float]:
     """Share of planted copies that were dropped (or whose original was), and of others dropped."""
     n: dict[str, list[int]] = {"exact": [0, 0], "edited": [0, 0], "others dropped": [0, 0]}
-    copied = set()
-    lines = [line for file in sorted(rows.glob("*.jsonl")) for line in file.open(encoding="utf-8")]
-    planted = [json.loads(line) for line in lines]
-    copied = {row["copy_of"] for row in planted if row["copy_of"]}
-    for row in planted:
-        gone = int(row["id"]) in dropped
-        if row["kind"]:
-            n[row["kind"]][0] += gone or int(row["copy_of"]) in dropped
-            n[row["kind"]][1] += 1
-        elif row["id"] not in copied:
-            n["others dropped"][0] += gone
+
+    def planted() -> Iterator[tuple[int, str | None, int | None]]:
+        for file in sorted(rows.glob("*.jsonl")):
+            with file.open(encoding="utf-8") as lines:
+                for row in map(json.loads, lines):
+                    of = row["copy_of"]
+                    yield int(row["id"]), row["kind"], None if of is None else int(of)
+
+    copied = {of for _, _, of in planted()}
+    for number, kind, of in planted():
+        if kind:
+            n[kind][0] += number in dropped or of in dropped
+            n[kind][1] += 1
+        elif number not in copied:
+            n["others dropped"][0] += number in dropped
             n["others dropped"][1] += 1
     return {kind: round(k / max(1, of), 5) for kind, (k, of) in n.items()}
 

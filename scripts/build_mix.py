@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -52,9 +54,10 @@ from medalign.mix_stages import (
 
 WORK = ROOT / "build/mix"
 CODE = """
-    sources convert_rows clean_text deidentify score_rows near_duplicates semantic_duplicates
-    decontaminate mix_stages assemble_mix build_mix
+    artifacts recipe sources convert_rows clean_text deidentify score_rows near_duplicates
+    semantic_duplicates decontaminate mix_stages assemble_mix build_mix
 """.split()
+PACKAGES = ("ftfy", "lxml", "presidio-analyzer", "rapidfuzz", "rensa", "spacy", "wordllama")
 TABLES = ("terminology.yaml", "clinical_words.yaml", "system_prompt.txt")
 
 
@@ -92,6 +95,7 @@ def inputs(used: list[sources.Source], held: list[sources.Dataset]) -> dict[str,
     files = [ROOT / "scripts" / f"{name}.py" for name in CODE]
     files += [ROOT / "data" / name for name in TABLES]
     found = {file.name: sha256(file) for file in files}
+    found |= {package: importlib.metadata.version(package) for package in PACKAGES}
     for dataset in (*used, *held):
         file = dataset.file()
         found[dataset.name] = f"{dataset.model_dump_json()} {sha256(file) if file else ''}"
@@ -169,6 +173,7 @@ def run_stages(job: Job, out: Path, left_out: dict[str, str], make: Callable[...
             tasks=tasks,
             logging_dir=str(logs),
             depends=before,
+            skip_completed=name != "assemble",  # what it writes lies elsewhere and may be gone
             **named,
         )
         if named:  # Slurm: the jobs wait for each other, nothing is to be watched here
@@ -201,6 +206,10 @@ def show(facts: dict[str, Any]) -> None:
     console.print(table)
     for name, why in facts["left_out"].items():
         console.print(f"left out: {name}: {why}", highlight=False, soft_wrap=True)
+    if not facts["compared_by_meaning"]:
+        print(
+            "not compared by meaning: more rows than semantic_duplicates.largest in data/mix.yaml"
+        )
     out = total["train"] + total["validation"]
     print(f"{total['read']:,} rows in = {out:,} out + {gone:,} dropped")
 
@@ -252,6 +261,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print the funnel of --out and end")
     parser.add_argument("--list-inputs", type=Path, help="write what decides the mix, if changed")
     args = parser.parse_args()
+    args.out, args.work = args.out.resolve(), args.work.resolve()  # other machines read them too
     accept = set(filter(None, args.accept.split(",")))
     if args.show:
         show(json.loads((args.out / "manifest.json").read_text()))
@@ -266,7 +276,7 @@ def main() -> None:
         print(f"submitted; {args.out / 'manifest.json'} is written by the last job")
         return
     for other in args.work.iterdir():  # what another configuration left behind
-        if other != job.folder and other.is_dir():
+        if other != job.folder and re.fullmatch("[0-9a-f]{16}", other.name):
             remove(other)
 
 

@@ -1,7 +1,7 @@
 """Text as it goes into the mix: one Unicode form, no markup, no boilerplate, units one way.
 
 ftfy mends encodings, lxml takes markup out; tables in data/terminology.yaml write units and
-shorthand one way. What changes the meaning is not touched.
+shorthand one way. Tests hold what must not be touched: ranges, negations, names of stages.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ TAG = re.compile(
 BREAKS = re.compile(r"<\s*(?:br|/p|/div|/tr|/li|/h[1-6])\b[^<>]{0,200}>", re.IGNORECASE)
 # Sentences that tell of the page or the site the text stood on, not of medicine.
 CROSS_REFERENCE = re.compile(
-    r"\bclick here|\bfor more information,? (?:see|visit|go to|contact|call|please)\b|"
-    r"\b(?:see|watch) (?:this|the) video|\bread more about|\bback to top|\bcopyright|"
-    r"\ball rights reserved|\bthis page\b|\bweb ?(?:site|page)s?\b",
+    r"\bclick here\b|\bfor more information,? (?:see|visit|go to|contact|call|please)\b|"
+    r"\b(?:see|watch) (?:this|the) video|\bread more about|\bback to top\b|\ball rights reserved|"
+    r"\b(?:see|visit|go to|check)\b[^.!?\n]{0,60}\bweb ?(?:site|page)s?\b",
     re.IGNORECASE,
 )
 SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?]+(?=\s|$)|[.!?]*)")
@@ -37,14 +37,16 @@ BOILERPLATE = [
     (name, re.compile(pattern, re.IGNORECASE))
     for name, pattern in {
         "web address": r"\(?\b(?:https?://|www\.)[^\s)]+\)?",
-        "book reference": r"[\[(]\s*(?:ref|reference)s?\b[^()\[\]\n]{0,200}[\])]|"
+        # "(Ref: Harrison 19/e p1784)", not "(reference range 3.5-5.0)": a page or an edition.
+        "book reference": r"[\[(]\s*(?:ref|reference)s?\b[^()\[\]\n]{0,200}?"
+        r"(?:\bp(?:age|g)?s?\.?\s?-?\s?\d+|\d+(?:st|nd|rd|th)\s*ed|\d+/e)[^()\[\]\n]{0,200}[\])]|"
         r"\b(?:ref|reference)s?\s*[:.-]+\s*[^.\n]{0,160}?"
         r"\b(?:p(?:age|g)?s?\.?\s?-?\s?\d+[\d\s,-]*|\d+(?:st|nd|rd|th)\s*ed(?:ition|n)?\.?|\d+/e)",
-        "sign-off": r"\b(?:hope (?:this|that|it) (?:helps|answers|was)[^.!?\n]*|"
-        r"(?:kind |warm |best )?regards,?[^.!?\n]{0,60}|"
+        "sign-off": r"(?:(?<=[.!?\n])|^)\s*(?:hope (?:this|that|it) (?:helps|answers)[^.!?\n]*|"
+        r"(?:kind |warm |best )?regards,?[^.!?\n]{0,40}$|"
         r"thank(?:s| you) for (?:using|asking|contacting|writing|your (?:query|question))[^.!?\n]*|"
-        r"(?:feel free to|do) (?:write|get) back[^.!?\n]*|"
-        r"chat ?doctor|healthcare ?magic|icliniq|h\.?c\.?m\b)[.!]*",
+        r"(?:feel free to|do) (?:write|get) back[^.!?\n]*)[.!]*|"
+        r"\b(?:chat ?doctor|healthcare ?magic|icliniq)\b",
     }.items()
 ]  # fmt: skip
 
@@ -113,11 +115,18 @@ def terminology(text: str, changes: Counter[str]) -> str:
         changes["unit"] += n
 
     def written_out(match: re.Match[str]) -> str:
+        if match[0].isupper():  # an abbreviation of something else
+            return match[0]
         changes["word"] += 1
         word = words[match[0].lower()]
         return word.capitalize() if match[0][0].isupper() and match[0][1:].islower() else word
 
     return expression.sub(written_out, text)
+
+
+def tidy(text: str) -> str:
+    """Characters and spaces only: for rows that were written for this project."""
+    return spaces(characters(text))
 
 
 def clean(text: str, changes: Counter[str] | None = None) -> str:

@@ -9,7 +9,7 @@ under the project's system prompt carry it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from medalign.recipe import system_prompt
@@ -17,9 +17,10 @@ from medalign.sources import Fault, Source, columns, key, take
 
 LETTERS = "ABCDEFGH"
 Messages = list[dict[str, str]]
-# "Ans. is 'c' i.e., …", "Ans: D. FRC", "(b) Lithium": how rationales of exam questions begin.
+# "Ans. is 'c' i.e., …", "Ans: D. FRC", "Answer (b)": how rationales of exam questions begin.
+# "Answer is a beta blocker" names none: a bare letter must be marked as one.
 NAMED_ANSWER = re.compile(
-    r"^\W*(?:ans(?:wer)?\b\W*(?:is\b)?\W*(?:\(|option\b)?\W*)([a-e])\b(?!\s+(?:patient|case|man|woman))",
+    r"^\W*ans(?:wer)?\b(?:[\s.:=-]|is\b|option\b)*[(\'\"]?([a-e])(?:[)\'\".:,]|\s*$|\s+i\.e)",
     re.IGNORECASE,
 )
 NOTE_SECTIONS = {  # section headers of MTS-Dialog, in words
@@ -64,7 +65,6 @@ class Conversation:
     messages: Messages
     group: str | None = None
     topic: str | None = None
-    options: list[str] = field(default_factory=list)
 
 
 def turn(question: str, answer: str) -> Messages:
@@ -101,7 +101,7 @@ def right_option(label: Any, options: list[str], answers: str) -> int:
     """Index of the right option.
 
     answers: how the source writes it. Labels counted from 1 where 0 was declared show as an index
-    one past the last option; the whole source is refused then (scripts/build_mix.py).
+    one past the last option; the whole source is refused then (mix_stages.check_sources).
     """
     if answers == "text":
         if label not in options:
@@ -110,10 +110,8 @@ def right_option(label: Any, options: list[str], answers: str) -> int:
     if answers == "letter":
         index = LETTERS.find(label) if isinstance(label, str) and len(label) == 1 else -1
     else:
-        try:
-            index = int(label) - (answers == "from 1")
-        except (TypeError, ValueError):
-            index = -1
+        digits = str(label).strip().removesuffix(".0")
+        index = int(digits) - (answers == "from 1") if re.fullmatch(r"\d{1,3}", digits) else -1
     if not 0 <= index < len(options):
         raise Unusable("label out of range", f"{label!r} of {len(options)} options")
     return index
@@ -135,7 +133,7 @@ def multiple_choice(source: Source, row: dict[str, Any]) -> Conversation:
         if named and LETTERS.index(named[1].upper()) != index:
             raise Unusable("rationale names another answer", f"{answer} | {rationale}")
         answer += f"\n\n**Explanation**: {rationale}"
-    return Conversation(turn(f"{stem}\n\n{listed}", answer), options=options)
+    return Conversation(turn(f"{stem}\n\n{listed}", answer))
 
 
 def joined(value: Any) -> str:
@@ -198,7 +196,8 @@ def consultation(source: Source, row: dict[str, Any]) -> Conversation:
 def conversation(source: Source, row: dict[str, Any]) -> Conversation:
     """Messages as they are written in this project."""
     messages = row[str(columns(source)["messages"])]
-    roles = [m.get("role") for m in messages] if isinstance(messages, list) else []
+    known = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
+    roles = [m.get("role") for m in messages] if known else []
     if len(roles) < 2 or roles != ["user", "assistant"] * (len(roles) // 2):
         raise Unusable("turns do not alternate", roles)
     return Conversation([{"role": m["role"], "content": str(m["content"])} for m in messages])
@@ -218,7 +217,7 @@ def convert(source: Source, row: dict[str, Any]) -> Conversation:
     try:
         made = TASKS[source.task](source, row)
         c = columns(source)
-        made.group = key(row, c["group"]) if "group" in c else None
+        made.group = (key(row, c["group"]) if "group" in c else None) or None
         made.topic = text(row, c.get("topic"), needed=False) or None
     except KeyError as error:
         raise Unusable("missing column", f"{error.args[0]}; there are {', '.join(row)}") from error

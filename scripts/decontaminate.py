@@ -57,12 +57,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Hit:
-    """A training row's match with an evaluation row: how, and how much (0 to 1)."""
+    """A training row's match with an evaluation row: how, and how much (0 to 1).
+
+    over: whether it reaches the threshold; the others nearly do, for the report.
+    """
 
     place: str
     method: str
     value: float
     question: str
+    over: bool
 
 
 def read_items(sets: Iterable[sources.Dataset]) -> tuple[list[Item], list[Passage]]:
@@ -80,9 +84,9 @@ def read_items(sets: Iterable[sources.Dataset]) -> tuple[list[Item], list[Passag
                 question = clean(str(row[str(c["question"])]))
                 given = sources.take(row, c["options"]) if "options" in c else []
                 options = [clean(o) for o in convert_rows.option_list(given)] if given else []
-                context = row.get(str(c.get("context")))
-                answer = row.get(str(c.get("answer"))) or ""
-                context = clean(convert_rows.joined(context)) if context else ""
+                given = row[str(c["context"])] if "context" in c else None
+                context = clean(convert_rows.joined(given)) if given else ""
+                answer = clean(str(row[str(c["answer"])] or "")) if "answer" in c else ""
             except KeyError as error:
                 raise StepError(f"{dataset.name}: {place}: no column {error}") from error
             except convert_rows.Unusable as error:
@@ -90,7 +94,7 @@ def read_items(sets: Iterable[sources.Dataset]) -> tuple[list[Item], list[Passag
             items.append(Item(f"{dataset.name}: {place}", question))
             here = len(items) - 1
             passages.append(Passage(here, "question", words(question), list(map(words, options))))
-            for kind, text in (("context", context), ("answer", clean(str(answer)))):
+            for kind, text in (("context", context), ("answer", answer)):
                 if len(words(text)) > SHORT:
                     passages.append(Passage(here, kind, words(text)))
         if len(items) == before:
@@ -108,9 +112,14 @@ class Evaluations:
         coverage: float,
         least_information: float,
         similarity: float,
+        margin: float = 0.0,
     ) -> None:
+        """margin: how far below `coverage` and, a fifth of it, `similarity` hits are still told."""
         self.items, self.passages = items, passages
         self.coverage, self.least, self.similarity = coverage, least_information, similarity
+        self.told = coverage - margin, similarity - margin / 5
+        self.exact = {" ".join(words(item.question)): n for n, item in enumerate(items)}
+        self.exact.pop("", None)
         occurs = Counter(
             w for p in passages for w in {*p.words, *(w for o in p.options for w in o)}
         )
@@ -128,10 +137,10 @@ class Evaluations:
         # Of each passage, the question and then all of it: words, weights, the least to be there.
         self.wanted = []
         for passage, text in zip(passages, flat, strict=True):
-            of = [self.numbers(part) for part in (passage.words, text)]
-            weights = [self.nats[part] for part in of]
-            least = [coverage * float(weight.sum()) for weight in weights]
-            self.wanted.append(list(zip(of, weights, least, strict=True)))
+            both = [self.numbers(part) for part in (passage.words, text)]
+            weights = [self.nats[part] for part in both]
+            least = [self.told[0] * float(weight.sum()) for weight in weights]
+            self.wanted.append(list(zip(both, weights, least, strict=True)))
         vectors = semantic_duplicates.vectors([item.question for item in items])
         self.center = vectors.mean(0)
         self.vectors = semantic_duplicates.centered(vectors, self.center)
@@ -221,14 +230,27 @@ class Evaluations:
             passage = self.passages[number]
             share, weight = self.found(passage, text, there)
             covered = share if weight >= self.least else 0.0
-            if covered < self.coverage and passage.kind == "question":
-                covered = max(self.whole_turn(passage, turn) for turn in split)
-            if covered >= self.coverage and (best is None or covered > best[0]):
+            if passage.kind == "question":
+                covered = max(covered, *(self.whole_turn(passage, turn) for turn in split))
+            if covered >= self.told[0] and (best is None or covered > best[0]):
                 best = covered, passage
         if best is None:
             return None
-        item = self.items[best[1].item]
-        return Hit(item.place, f"wording of the {best[1].kind}", round(best[0], 3), item.question)
+        value, passage = best
+        item = self.items[passage.item]
+        over = value >= self.coverage
+        return Hit(
+            item.place, f"wording of the {passage.kind}", round(value, 3), item.question, over
+        )
+
+    def by_identity(self, turns: list[str]) -> Hit | None:
+        """The evaluation question that is one of a row's turns, however short, or None."""
+        for turn in turns:
+            number = self.exact.get(" ".join(words(turn)))
+            if number is not None:
+                item = self.items[number]
+                return Hit(item.place, "the question itself", 1.0, item.question, True)
+        return None
 
     def whole_turn(self, passage: Passage, turn: list[str]) -> float:
         """How much a question and a whole turn are the same, by weight both ways."""
@@ -244,17 +266,30 @@ class Evaluations:
         found: list[Hit | None] = [None] * len(questions)
         rows = semantic_duplicates.vectors(questions)
         rows = semantic_duplicates.centered(rows, self.center)
-        for pairs, cosine in semantic_duplicates.alike(rows, self.vectors, self.similarity):
+        for pairs, cosine in semantic_duplicates.alike(rows, self.vectors, self.told[1]):
             for (row, number), value in zip(pairs.tolist(), cosine.tolist(), strict=True):
-                before = found[row]
+                value, before = round(value, 4), found[row]
                 if before is None or value > before.value:
-                    item = self.items[number]
-                    found[row] = Hit(item.place, "meaning of the question", value, item.question)
+                    item, over = self.items[number], value >= self.similarity
+                    method = "meaning of the question"
+                    found[row] = Hit(item.place, method, value, item.question, over)
         return found
 
     def hits(self, rows: list[dict[str, Any]]) -> list[Hit | None]:
-        """For each conversation the evaluation row it holds, or None."""
-        turns = [[m["content"] for m in r["messages"] if m["role"] != "system"] for r in rows]
-        hashes = word_hashes([words("\n".join(t)) for t in turns])
-        meaning = self.by_meaning([t[0] for t in turns])
-        return [self.by_wording(t, h) or m for t, h, m in zip(turns, hashes, meaning, strict=True)]
+        """For each conversation the evaluation row it holds, or None; with a margin, nearly holds.
+
+        A hit that reaches its threshold goes before one that does not, then the higher value.
+        """
+        said = [[m["content"] for m in r["messages"] if m["role"] != "system"] for r in rows]
+        hashes = word_hashes([words("\n".join(turns)) for turns in said])
+        asked = [(n, turn) for n, turns in enumerate(said) for turn in turns[::2]]
+        meant: list[list[Hit]] = [[] for _ in rows]
+        for (n, _), hit in zip(asked, self.by_meaning([turn for _, turn in asked]), strict=True):
+            if hit is not None:
+                meant[n].append(hit)
+        found = []
+        for turns, of, meaning in zip(said, hashes, meant, strict=True):
+            hits = [self.by_identity(turns), self.by_wording(turns, of), *meaning]
+            best = (hit for hit in hits if hit is not None)
+            found.append(max(best, key=lambda hit: (hit.over, hit.value), default=None))
+        return found

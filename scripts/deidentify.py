@@ -12,11 +12,12 @@ import re
 from collections import Counter
 from typing import Any
 
+from medalign.score_rows import STOP, is_clinical
+
 PLACEHOLDERS = {
     "PERSON": "[name]",
     "EMAIL_ADDRESS": "[email]",
     "PHONE_NUMBER": "[phone]",
-    "URL": "[link]",
     "US_SSN": "[id]",
     "RECORD_ID": "[id]",
     "CREDIT_CARD": "[id]",
@@ -56,36 +57,51 @@ PATTERNS = {
         r"(?:patient|member|policy|license) (?:id|number|no\.?))\s*(?:is|:|#)?\s*#?\d[\d-]{3,}\b",
     ],
 }  # fmt: skip
-NAME = r"[A-Z][a-z]+(?:[-'][A-Z][a-z]+)?"
-ANY_CASE_NAME = r"[A-Za-z][a-z]+"
-INTRODUCED = [  # expression, its group is the name; the names themselves are capitalized
-    rf"\b(?:Dr|Mr|Mrs|Ms|Miss|Prof)\.? +((?:{NAME}|[A-Z])(?: (?:{NAME}))?)\b",
-    rf"\b[Dd]octor +((?:{NAME})(?: {NAME})?)\b(?!:)",
-    rf"\b[Mm]y name(?:'s| is) +({NAME}(?: {NAME})?)\b",
+CAPITAL, SMALL = "[A-ZÀ-ÖØ-Þ]", "[a-zß-öø-ÿ]"
+NAME = rf"(?:Mc|Mac|O['’]|De|Di|La|Le|Van)?{CAPITAL}{SMALL}+(?:[-'’]{CAPITAL}{SMALL}+)?"
+FULL = rf"(?:[A-Z]\.? )*{NAME}(?: {NAME}){{0,2}}"
+ANY_CASE_NAME = r"[A-Za-zÀ-ÿ]{2,}"
+AGE = r"(?:\w+[ -]){0,3}\d{1,3}[ -]?(?:years?|yrs?|y\.?\s?o|months?|mo|weeks?|days?)\b"
+# Expressions whose group is a name. Of those in TITLED it is one whatever the word.
+TITLED = [
+    rf"\b(?:Dr|Mr|Mrs|Ms|Miss|Mister|Missus|Prof)\b\.? *({FULL}|[A-Z]{{2,}}\b)",
+    r"\b(?:DR|MR|MRS|MS)\. +([A-Z]{2,})\b",
+    rf"\b(?:[Dd]octor|[Nn]urse) +({FULL})\b(?!:)",
+    rf"\b(?i:my name(?:'s| is)|(?:his|her) name(?:'s| is)) +({FULL})\b",
+    rf"\b({NAME}(?: {NAME}){{1,2}}),? (?:(?:is|was|presents as) )?an? {AGE}",
+    rf"\b({NAME}(?: {NAME}){{1,2}}), (?:an? )?{AGE}",
+    rf"\b(?i:patient name):? +({FULL})\b",
+]
+INTRODUCED = [
     rf"\b(?:[Hh]i|[Hh]ello|[Hh]ey|[Gg]ood (?:morning|afternoon|evening)),? +({NAME}(?: {NAME})?)\b",
-    rf"\b({NAME} {NAME}) is an? \d{{1,3}}[- ]year",
-    rf"\b(?:patient|PATIENT|Patient) (?:name|NAME|Name):? +({NAME}(?: {NAME})?)\b",
+    rf"\b(?:I am|I'm|[Tt]his is) +({NAME}(?: {NAME})?)\b",
     # Transcripts in lower case, as ACI-Bench has them.
-    r"^\[doctor\] (?:(?:okay|alright|all right|so|and|well)[ ,]+)*"
+    rf"\bmy name(?:'s| is) +({ANY_CASE_NAME}(?: {ANY_CASE_NAME})?)\b",
+    r"^\[\w+\] (?:(?:okay|alright|all right|so|and|well)[ ,]+)*"
     r"(?:hi|hey|hello|good (?:morning|afternoon|evening))[ ,]+"
     rf"(?:(?:mr|mrs|ms|miss|dr)\.? )?({ANY_CASE_NAME})\b",
-    rf"\b(?:mr|mrs|ms|miss|dr)\.? +({ANY_CASE_NAME})\b",
-    rf"(?:^|[.,] |\] |so ,? ?|, )({ANY_CASE_NAME}) is an? \d{{1,3}}[- ]year",
+    rf"\b(?:mr|mrs|ms|dr)\. +({ANY_CASE_NAME})\b",
+    rf"(?:^|[.,] |\] |so ,? ?|, )({ANY_CASE_NAME}) is an? {AGE}",
 ]
+TITLES = (*"mr mrs ms dr miss mister".split(), "mr.", "mrs.", "ms.", "dr.")
 NOT_NAMES = frozenset(
     """
-    a all and any baby back been being book care come coming correct doctor dr everybody everyone
-    exactly feeling folks friend from glad go good great guest guys have he hello her here hey hi
-    him his how i i'm in is it know let ma'am madam miss mr mrs ms nice no not now nurse of oh ok
-    okay on patient please right say see seems she sir so sure thank thanks that the there they
-    this to today uh um very was we welcome well what who why with yeah yes you your young
+    a all and any baby back been before being book boy brother care child come coming correct
+    could daughter doctor doing dr everybody everyone exactly father feeling female folks friend
+    from gentleman girl glad go good great guest guys have he hello her here hey hi him his how
+    husband i i'm in infant is it just kid know lady let ma'am madam male man miss missus mister
+    mom mother mr mrs ms neonate newborn nice no not now nurse of oh ok okay on parent patient
+    please right say see seems she sir sister so son sure thank thanks that the there they this to
+    today twin uh um very was we welcome well what where who why wife with woman yeah yes you
+    young your
     """.split()
 )
 # Names that are words as well: taken out where they are introduced or capitalized, not elsewhere.
 WORDS_TOO = frozenset(
     """
-    art bill black bone brown chase dawn drew faith foot frank gene grace grant gray green hand
-    head heart hope jack joy long mark may miles price ray rose short stone summer white will wood
+    art best bill black bone brown chase dawn day drew faith foot frank gene grace grant gray
+    green hand head heart hope jack joy long mark may miles price ray rose sharp short stone
+    summer weeks white will wood
     """.split()
 )
 
@@ -130,28 +146,38 @@ def analyzer() -> Any:
 
 def names(texts: list[str]) -> set[str]:
     """Names of persons as the texts of one row introduce them, single words."""
-    found = {
-        part
-        for expression in INTRODUCED
-        for text in texts
-        for match in re.finditer(expression, text, re.MULTILINE)
-        for part in match[1].split()
-        if part.lower() not in NOT_NAMES
-    }
-    return {name for name in found if len(name) > 1 and name not in WORDS_TOO}
+    found = set()
+    for expressions, sure in ((TITLED, True), (INTRODUCED, False)):
+        for match in (
+            m for e in expressions for t in texts for m in re.finditer(e, t, re.MULTILINE)
+        ):
+            parts = [part.strip(".") for part in match[1].split()]
+            found |= {part for part in parts if len(part) > 1 and (sure or not ordinary(part))}
+    return {name for name in found if name.lower() not in TITLES and name not in WORDS_TOO}
+
+
+def ordinary(word: str) -> bool:
+    """Whether a word that stands where a name may stand is more likely none."""
+    word = word.lower()
+    return word in NOT_NAMES or word in STOP or is_clinical(word)
 
 
 def deidentify(texts: list[str], changes: Counter[str]) -> list[str]:
     """The texts of one row with placeholders for what points to a person; counted by kind."""
     known = names(texts)
-    # A name introduced in lower case is one also when capitalized; the other way only if no word.
     known |= {name.capitalize() for name in known}
-    known |= {name.lower() for name in known if name.lower() not in WORDS_TOO}
+    # Where all is in lower case the names are so too, but for those that are words as well.
+    if any(text == text.lower() for text in texts):
+        words = {name.lower() for name in known}
+        known |= {word for word in words if word not in WORDS_TOO and not ordinary(word)}
     cleaned = [_patterns(text, changes) for text in texts]
     if not known:
         return cleaned
     longest = "|".join(sorted(map(re.escape, known), key=lambda n: (-len(n), n)))
-    expression = re.compile(rf"\b(?:{longest})(?: (?:{longest}))*\b")
+    # A word that is a name as well is one beside a name or a title: "kelly wood", "mrs. wood".
+    beside = "|".join([longest, *sorted(n.lower() for n in known if n.lower() in WORDS_TOO)])
+    titled = "".join(rf"|(?<=\b{re.escape(title)} )(?:{beside})\b" for title in TITLES)
+    expression = re.compile(rf"\b(?:{longest})(?: (?:{beside}))*\b{titled}")
     result = []
     for text in cleaned:
         text, n = expression.subn(PLACEHOLDERS["PERSON"], text)
@@ -162,11 +188,17 @@ def deidentify(texts: list[str], changes: Counter[str]) -> list[str]:
 
 def _patterns(text: str, changes: Counter[str]) -> str:
     found = analyzer().analyze(text, language="en", score_threshold=0.4)
-    end = len(text)
-    for hit in sorted(found, key=lambda h: (h.start, -h.end), reverse=True):
-        if hit.end > end or hit.entity_type not in PLACEHOLDERS:
+    spans: list[tuple[int, int, str]] = []
+    for hit in sorted(found, key=lambda h: (h.start, -h.end)):
+        if hit.entity_type not in PLACEHOLDERS:
             continue
-        text = text[: hit.start] + PLACEHOLDERS[hit.entity_type] + text[hit.end :]
-        end = hit.start
-        changes[hit.entity_type] += 1
+        if spans and hit.start < spans[-1][1]:  # overlapping: one span, of the longer one's kind
+            start, end, kind = spans[-1]
+            longer = hit.entity_type if hit.end - hit.start > end - start else kind
+            spans[-1] = (start, max(end, hit.end), longer)
+        else:
+            spans.append((hit.start, hit.end, hit.entity_type))
+    for start, end, kind in reversed(spans):
+        text = text[:start] + PLACEHOLDERS[kind] + text[end:]
+        changes[kind] += 1
     return text

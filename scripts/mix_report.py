@@ -113,7 +113,7 @@ def page(mix: Path) -> str:
             values["relevance"].append(row["scores"]["relevance"])
             values["quality"].append(row["scores"]["quality"])
     charts = {
-        key: histogram(key, found, job.settings.scores.get(key)) for key, found in values.items()
+        key: histogram(key, found, dict[str, float](**job.settings.scores).get(key)) for key, found in values.items()
     }
     charts["funnel"] = sideways("funnel", "Rows", left)
     by_source = {name: row["train"] for name, row in funnel.items()}

@@ -19,20 +19,20 @@ from __future__ import annotations
 import json
 import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medalign import near_duplicates, semantic_duplicates, sources
 from medalign.artifacts import ROOT, StepError, write_json, written_whole
-from medalign.clean_text import clean
+from medalign.clean_text import clean, tidy
 from medalign.convert_rows import Unusable, convert
 from medalign.decontaminate import Evaluations, read_items
 from medalign.deidentify import deidentify
@@ -67,9 +67,15 @@ class Limits(Strict):
 
 
 class Near(Strict):
-    permutations: int = Field(le=1024)
-    bands: int
+    permutations: int = Field(gt=0, le=1024)
+    bands: int = Field(gt=0)
     similarity: float = Field(gt=0, le=1)
+
+    @model_validator(mode="after")
+    def fits(self) -> Near:
+        if self.bands > self.permutations:
+            raise ValueError("more bands than permutations")
+        return self
 
 
 class Semantic(Strict):
@@ -92,7 +98,7 @@ class Settings(Strict):
     near_duplicates: Near
     semantic_duplicates: Semantic
     decontamination: Decontamination
-    scores: dict[str, float]
+    scores: dict[Literal["relevance", "quality"], float]
     size: int | None
     validation: float = Field(ge=0, lt=1)
     shares: dict[str, float]
@@ -165,6 +171,18 @@ def reject(row: dict[str, Any], stage: str, reason: str, evidence: object) -> di
 # --- collect
 
 
+def check_lengths(messages: list[dict[str, str]], limits: Limits) -> None:
+    """Unusable for a turn that is too short or too long, in words."""
+    for name, role, (least, most) in (
+        ("question", "user", limits.question_words),
+        ("answer", "assistant", limits.answer_words),
+    ):
+        for text in (m["content"] for m in messages if m["role"] == role):
+            if not least <= (length := len(text.split())) <= most:
+                word = "short" if length < least else "long"
+                raise Unusable(f"{name} too {word}", f"{length} words: {text[:200]}")
+
+
 def made(
     source: Source, raw: dict[str, Any], limits: Limits, changes: Counter[str]
 ) -> dict[str, Any]:
@@ -172,20 +190,16 @@ def made(
     conversation = convert(source, raw)
     for message in conversation.messages:
         if message["role"] != "system":
-            message["content"] = clean(message["content"], changes)
+            own = source.path is not None
+            message["content"] = (
+                tidy(message["content"]) if own else clean(message["content"], changes)
+            )
+    check_lengths(conversation.messages, limits)
     if source.task in ("dialogue_note", "consultation"):
         cleaned = deidentify([m["content"] for m in conversation.messages], changes)
         for message, text in zip(conversation.messages, cleaned, strict=True):
             message["content"] = text
-    said = [m["content"] for m in conversation.messages if m["role"] != "system"]
-    for texts, name, (least, most) in (
-        (said[::2], "question", limits.question_words),
-        (said[1::2], "answer", limits.answer_words),
-    ):
-        for text in texts:
-            if not least <= (length := len(text.split())) <= most:
-                word = "short" if length < least else "long"
-                raise Unusable(f"{name} too {word}", f"{length} words: {text[:200]}")
+    said = turns({"messages": conversation.messages})
     return {
         "topic": conversation.topic,
         "group": conversation.group,
@@ -233,7 +247,7 @@ def collect(data: Any, piece: int, pieces: int, job: Job) -> None:
                         fault = error.fault
                     count[fault.reason] += 1
                     line = reject(facts, "collect", fault.reason, fault.evidence)
-                    rejected.write(json.dumps({"n": number, **line}, ensure_ascii=False) + "\n")
+                    rejected.write(json.dumps(line, ensure_ascii=False) + "\n")
                     continue
                 count["collected"] += 1
                 group = f"{source.name}:{row['group']}" if row["group"] else row["id"]
@@ -324,10 +338,6 @@ class Closest:
         write_json(path, {"threshold": self.threshold, "pairs": chosen})
 
 
-def save_groups(path: Path, pairs: list[near_duplicates.Pairs]) -> None:
-    np.save(path, np.unique(np.concatenate([*pairs, np.empty((0, 2), np.int64)]), axis=0))
-
-
 def duplicates(data: Any, piece: int, pieces: int, job: Job) -> None:
     """Repeated ids, exact and near duplicates. The row of the earlier source stays."""
     check_sources(job)
@@ -343,19 +353,38 @@ def duplicates(data: Any, piece: int, pieces: int, job: Job) -> None:
             out.setdefault(b, ("exact duplicate", a, 1.0))
     alive = np.ones(len(index), dtype=bool)
     alive[list(out)] = False
-    closest, related, close = Closest(near.similarity), [], []
-    for pairs, value in near_duplicates.near_pairs(found, order, alive, near.similarity - MARGIN):
+    found_near = near_duplicates.near_pairs(found, order, alive, near.similarity - MARGIN)
+    drop_close(job, "duplicates", found_near, near.similarity, out, "near duplicate")
+
+
+def drop_close(
+    job: Job,
+    stage: str,
+    found: Iterable[tuple[near_duplicates.Pairs, NDArray[np.float32]]],
+    threshold: float,
+    out: dict[int, tuple[str, int, float]],
+    reason: str,
+) -> None:
+    """Of pairs that come in parts, drop the later rows; save who drops out, and what is related.
+
+    out: what has been dropped before in this stage; it is saved as well.
+    """
+    order = job.index()["order"].astype(np.int64)
+    rows = len(order)
+    closest, related, close = Closest(threshold), np.empty(0, np.int64), {}
+    for pairs, value in found:
         closest.add(pairs, value)
-        related.append(pairs)
-        over = value >= near.similarity
-        close.append((pairs[over], value[over]))
-    if close:
-        pairs, value = (np.concatenate(parts) for parts in zip(*close, strict=True))
-        for b, (a, similarity) in near_duplicates.keep_first(pairs, value, order).items():
-            out[b] = ("near duplicate", a, similarity)
-    write_out(job.folder / "out-duplicates.npz", out)
-    save_groups(job.folder / "related-duplicates.npy", related)
-    closest.save(job.folder / "closest-duplicates.json")
+        related = np.unique(np.concatenate([related, pairs.min(1) * rows + pairs.max(1)]))
+        for (a, b), v in zip(pairs.tolist(), value.tolist(), strict=True):
+            if v >= threshold:
+                close[min(a, b), max(a, b)] = v
+    pairs = np.array(list(close), np.int64).reshape(-1, 2)
+    value = np.array(list(close.values()), np.float32)
+    for b, (a, similarity) in near_duplicates.keep_first(pairs, value, order).items():
+        out[b] = (reason, a, similarity)
+    write_out(job.folder / f"out-{stage}.npz", out)
+    np.save(job.folder / f"related-{stage}.npy", np.stack([related // rows, related % rows], 1))
+    closest.save(job.folder / f"closest-{stage}.json")
 
 
 # --- embed, meanings
@@ -393,38 +422,21 @@ def meanings(data: Any, piece: int, pieces: int, job: Job) -> None:
         np.concatenate([np.load(job.folder / f"{name}.{key}.npy") for name in names])
         for key in ("numbers", "questions", "answers")
     )
-    order = job.index()["order"].astype(np.int64)
-    closest, related, close = Closest(threshold), [], []
     near = semantic_duplicates.pairs_within(
         questions.astype(np.float32), answers.astype(np.float32), threshold - MARGIN / 2
     )
-    for pairs, value in near:
-        pairs = numbers[pairs]
-        closest.add(pairs, value)
-        related.append(pairs)
-        over = value >= threshold
-        close.append((pairs[over], value[over]))
-    out = {}
-    if close:
-        pairs, value = (np.concatenate(parts) for parts in zip(*close, strict=True))
-        for b, (a, similarity) in near_duplicates.keep_first(pairs, value, order).items():
-            out[b] = ("semantic duplicate", a, similarity)
-    write_out(job.folder / "out-meanings.npz", out)
-    save_groups(job.folder / "related-meanings.npy", related)
-    closest.save(job.folder / "closest-meanings.json")
+    told = ((numbers[pairs], value) for pairs, value in near)
+    drop_close(job, "meanings", told, threshold, {}, "semantic duplicate")
 
 
 # --- decontaminate
 
 
 def prepare(data: Any, piece: int, pieces: int, job: Job) -> None:
-    """Index all evaluations once, with thresholds low enough to show what nearly was a hit."""
+    """Index all evaluations once, with a margin that shows what nearly was a hit."""
     s = job.settings.decontamination
     evaluations = Evaluations(
-        *read_items(job.evaluations),
-        s.coverage - MARGIN,
-        s.least_information,
-        s.similarity - MARGIN / 5,
+        *read_items(job.evaluations), s.coverage, s.least_information, s.similarity, MARGIN
     )
     with written_whole(job.folder / "evaluations.pickle") as path, path.open("wb") as file:
         pickle.dump(evaluations, file)
@@ -432,7 +444,6 @@ def prepare(data: Any, piece: int, pieces: int, job: Job) -> None:
 
 def decontaminate(data: Any, piece: int, pieces: int, job: Job) -> None:
     """Rows of a piece that hold an evaluation row: out, with the row each matched."""
-    s = job.settings.decontamination
     with (job.folder / "evaluations.pickle").open("rb") as file:
         evaluations: Evaluations = pickle.load(file)  # written by `prepare`
     index, name = job.index(), job.piece(piece)
@@ -444,11 +455,8 @@ def decontaminate(data: Any, piece: int, pieces: int, job: Job) -> None:
         for number, row, hit in zip(batch.tolist(), rows, evaluations.hits(rows), strict=True):
             if hit is None:
                 continue
-            over = hit.value >= (s.similarity if hit.method.startswith("meaning") else s.coverage)
-            if over:
+            if hit.over:
                 dropped.append(number)
-            lines.append(
-                {"row": number, "over": over, **vars(hit), "training": turns(row)[0][:600]}
-            )
+            lines.append({"row": number, **vars(hit), "training": turns(row)[0][:600]})
     np.savez(job.folder / f"out-decontaminate-{name}.npz", rows=np.array(dropped, np.int64))
     write_json(job.folder / f"{name}.hits.json", lines)

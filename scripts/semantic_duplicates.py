@@ -63,10 +63,12 @@ def alike(
     """
     for start in range(0, len(left), block):
         for other in range(0, len(right), block):
-            cosine = np.round(left[start : start + block] @ right[other : other + block].T, 4)
-            i, j = np.nonzero(cosine >= similarity)
-            if len(i):
-                yield np.stack([i + start, j + other], 1), cosine[i, j]
+            cosine = left[start : start + block] @ right[other : other + block].T
+            i, j = np.nonzero(cosine >= similarity - 1e-3)
+            value = np.round(cosine[i, j], 4)
+            close = value >= similarity
+            if close.any():
+                yield np.stack([i[close] + start, j[close] + other], 1), value[close]
 
 
 def centered(rows: Vectors, center: Vectors) -> Vectors:
@@ -84,7 +86,9 @@ def pairs_within(
     Of every pair the lower of the two cosines counts, around the mean of all rows: of documents of
     one field the answers are alike anyway, and of exam questions on one disease the questions.
     """
-    ask, tell = (centered(v, v.mean(0, dtype=np.float64)) for v in (questions, answers))
+    ask, tell = (
+        centered(v, v.mean(0, dtype=np.float64).astype(np.float32)) for v in (questions, answers)
+    )
     for start in range(0, len(ask), block):
         part = ask[start : start + block]
         for pairs, cosine in alike(part, ask[: start + len(part)], similarity, block):

@@ -23,7 +23,7 @@ from medalign.artifacts import ROOT, StepError
 
 SOURCES = ROOT / "data/sources.yaml"
 DATA_DIR = "MEDALIGN_DATA_DIR"
-LARGEST_JSON = 2**29  # bytes of a .json file, which is parsed whole; JSONL has no such limit
+LARGEST_JSON = 2**26  # bytes of a .json file, which is parsed whole; JSONL has no such limit
 csv.field_size_limit(2**27)
 
 Columns = dict[str, str | list[str]]
@@ -47,11 +47,17 @@ class Dataset(BaseModel):
     hub_columns: Columns | None = None
 
     def file(self) -> Path | None:
-        """The file to read instead of the hub: of the repository, or below MEDALIGN_DATA_DIR."""
+        """The file to read instead of the hub: of the repository, or below MEDALIGN_DATA_DIR.
+
+        Where it is not there, a pinned hub dataset is read.
+        """
         if self.path:
             return ROOT / self.path
         folder = os.environ.get(DATA_DIR)
-        return Path(folder) / self.local if folder and self.local else None
+        if not folder or not self.local:
+            return None
+        file = Path(folder) / self.local
+        return file if file.exists() or not (self.hub and self.revision) else None
 
 
 class Source(Dataset):
@@ -73,6 +79,11 @@ class Fault:
     reason: str
     evidence: str
 
+    def __post_init__(self) -> None:
+        # It is written down, and what was wrong may be that it cannot be.
+        shown = self.evidence.encode("utf-8", "replace").decode()
+        object.__setattr__(self, "evidence", shown)
+
 
 Read = tuple[int, str, dict[str, Any] | Fault]  # number from 0, place, row
 
@@ -93,13 +104,13 @@ def load(path: Path = SOURCES) -> tuple[list[Source], list[Dataset]]:
 def own_evaluations() -> list[Dataset]:
     """The evaluation prompts of this repository: every evals/*/*.jsonl, and the education test."""
     files = [ROOT / "data/education/test.jsonl", *sorted(ROOT.glob("evals/*/*.jsonl"))]
-    columns: Columns = {"id": "id", "question": "prompt", "answer": "answer"}
+    asked: Columns = {"id": "id", "question": "prompt"}
     return [
         Dataset(
             name=file.relative_to(ROOT).with_suffix("").as_posix(),
             path=file.relative_to(ROOT).as_posix(),
             license="apache-2.0",
-            columns=columns,
+            columns={**asked, "answer": "answer"} if file == files[0] else asked,
         )
         for file in files
     ]
@@ -112,8 +123,6 @@ def missing(source: Dataset) -> str | None:
         if not file.exists():
             return f"no {source.path or source.local}"
         return None if file.stat().st_size else f"{source.local or source.path} is empty"
-    if os.environ.get(DATA_DIR):
-        return "not among the local data"
     if source.hub is None:
         return f"not on the hub; {DATA_DIR} names a folder that has {source.local}"
     if source.revision is None:
@@ -130,7 +139,7 @@ def rows(source: Dataset, piece: int = 0, pieces: int = 1, longest: int = 10**9)
         raise StepError(f"{source.name}: {why}")
     file = source.file()
     if file is None:
-        yield from _hub_rows(source, piece, pieces)
+        yield from _hub_rows(source, piece, pieces, longest)
         return
     read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}.get(file.suffix)
     if read is None:
@@ -140,17 +149,26 @@ def rows(source: Dataset, piece: int = 0, pieces: int = 1, longest: int = 10**9)
 
 def _jsonl(file: Path, piece: int, pieces: int, longest: int) -> Iterator[Read]:
     with file.open("rb") as lines:
-        for number, line in itertools.islice(enumerate(lines), piece, None, pieces):
-            if line.strip():
-                yield number, f"{file.name}:{number + 1}", _object(line, longest)
+        number = 0
+        while line := lines.readline(longest + 2):
+            size = len(line)
+            while not line.endswith(b"\n") and (rest := lines.readline(2**20)):
+                size, line = size + len(rest), rest  # of a line too long only its size is wanted
+            if number % pieces == piece and line.strip():
+                place = f"{file.name}:{number + 1}"
+                if size > longest + 1:
+                    yield number, place, Fault("row too long", f"{size:,} bytes")
+                else:
+                    yield number, place, _object(line)
+            number += 1
 
 
-def _object(line: bytes, longest: int) -> dict[str, Any] | Fault:
-    if len(line) > longest:
-        return Fault("row too long", f"{len(line):,} bytes")
+def _object(line: bytes) -> dict[str, Any] | Fault:
     try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
+        row = json.loads(line.decode("utf-8-sig"))
+        if b"\\ud" in line.lower():  # half a character, written as an escape
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeError as error:
         return Fault("not UTF-8", str(error))
     except (ValueError, RecursionError) as error:
         return Fault("not JSON", str(error))
@@ -164,13 +182,23 @@ def _json(file: Path, piece: int, pieces: int, longest: int) -> Iterator[Read]:
         )
     try:
         found = json.loads(file.read_bytes().decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StepError(f"{file}: not JSON in UTF-8: {error}") from error
     if not isinstance(found, list):
         raise StepError(f"{file}: a list of rows is expected, not {type(found).__name__}")
     for number, row in itertools.islice(enumerate(found), piece, None, pieces):
-        line = json.dumps(row).encode()
-        yield number, f"{file.name}[{number}]", _object(line, longest)
+        yield number, f"{file.name}[{number}]", _parsed(row, longest)
+
+
+def _parsed(row: Any, longest: int) -> dict[str, Any] | Fault:
+    """A row that something else has parsed, held to the same limits."""
+    if not isinstance(row, dict):
+        return Fault("not an object", type(row).__name__)
+    try:
+        size = len(json.dumps(row, ensure_ascii=False, default=str).encode())
+    except UnicodeError as error:
+        return Fault("not UTF-8", str(error))
+    return Fault("row too long", f"{size:,} bytes") if size > longest else row
 
 
 def _csv(file: Path, piece: int, pieces: int, longest: int) -> Iterator[Read]:
@@ -207,16 +235,20 @@ def _checked(row: dict[Any, Any], longest: int) -> dict[str, Any] | Fault:
     return row
 
 
-def _hub_rows(source: Dataset, piece: int, pieces: int) -> Iterator[Read]:
+def _hub_rows(source: Dataset, piece: int, pieces: int, longest: int) -> Iterator[Read]:
     from datasets import load_dataset
 
     start = 0
     configs: list[str | None] = [*source.configs] or [source.config]
     for config in configs:
-        found = load_dataset(source.hub, config, split=source.split, revision=source.revision)
+        try:
+            found = load_dataset(source.hub, config, split=source.split, revision=source.revision)
+        except Exception as error:
+            where = f"{source.hub} at {source.revision}"
+            raise StepError(f"{source.name}: {where} cannot be loaded: {error}") from error
         for number in range(start + (piece - start) % pieces, start + len(found), pieces):
             place = f"{source.hub}/{config or 'default'}/{source.split}[{number - start}]"
-            yield number, place, dict(found[number - start])
+            yield number, place, _parsed(dict(found[number - start]), longest)
         start += len(found)
 
 
@@ -226,8 +258,9 @@ def columns(source: Dataset) -> Columns:
 
 
 def key(row: dict[str, Any], column: str | list[str]) -> str:
-    """What identifies a row: a column, or several joined."""
-    return "/".join(str(row[name]) for name in ([column] if isinstance(column, str) else column))
+    """What identifies a row: a column, or several joined; empty if one of them is."""
+    parts = [row[name] for name in ([column] if isinstance(column, str) else column)]
+    return "" if any(part in (None, "") for part in parts) else "/".join(map(str, parts))
 
 
 def take(row: dict[str, Any], column: str | list[str]) -> Any:

@@ -339,6 +339,52 @@ def test_a_killed_run_goes_on_where_it_was(mix, folder, tmp_path):
     assert (tmp_path / "train.jsonl").read_bytes() == (mix / "train.jsonl").read_bytes()
 
 
+SBATCH = """#!/bin/bash
+# Runs what it is given at once, task by task, as Slurm would on its nodes.
+script="${@: -1}"
+last=$(sed -nE 's/^#SBATCH --array=0-([0-9]+).*/\\1/p' "$script")
+for i in $(seq 0 "$last"); do
+    SLURM_ARRAY_TASK_ID=$i SLURM_NODELIST=here bash "$script" >>"$(dirname "$0")/log" 2>&1 || exit 1
+done
+echo "$@" >>"$(dirname "$0")/submitted"
+echo "Submitted batch job $(wc -l <"$(dirname "$0")/submitted")"
+"""
+SRUN = """#!/bin/bash
+while [ "$1" != launch_pickled_pipeline ]; do shift; done
+exec "$@"
+"""
+
+
+@pytest.mark.slow
+def test_the_same_stages_run_on_slurm(mix, folder, tmp_path):
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, text in {
+        "sbatch": SBATCH,
+        "srun": SRUN,
+        "scontrol": "#!/bin/bash\necho here\n",
+    }.items():
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    command = [sys.executable, str(ROOT / "scripts/build_mix.py"), "--out", str(tmp_path / "out")]
+    command += ["--work", str(tmp_path / "work"), "--executor", "slurm"]
+    path = f"{commands}:{os.environ['PATH']}"
+    environment = {**os.environ, DATA_DIR: str(folder), "PATH": path}
+    without = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert "--slurm: partition, time must be given" in without.stderr
+    command += ["--slurm", "partition=cpu,time=01:00:00"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr + (commands / "log").read_text()[-3000:]
+    assert "submitted" in done.stdout
+    waits = [
+        line for line in (commands / "submitted").read_text().splitlines() if "--dependency" in line
+    ]
+    assert len(waits) == 6  # each stage but the first waits for the one before
+    for name in ("train", "validation", "rejected"):
+        made = tmp_path / f"out/{name}.jsonl"
+        assert made.read_bytes() == (mix / f"{name}.jsonl").read_bytes()
+
+
 def test_an_evaluation_that_is_missing_stops_the_mix_by_name(folder, tmp_path):
     part = tmp_path / "part"
     shutil.copytree(folder, part)

@@ -57,6 +57,7 @@ def test_units(text, wanted):
         ("Hypeension is common", "Hypertension is common"),
         ("MS, PT and RA stay", "MS, PT and RA stay"),
         ("the aerial view", "the aerial view"),
+        ("TX N0 M0, HX, SHO", "TX N0 M0, HX, SHO"),
     ],
 )
 def test_words(text, wanted):
@@ -72,7 +73,14 @@ def test_words(text, wanted):
             "Ans. is FRC (Ref: Ganong 25/e p629, 24/e p629). It is balanced.",
             "Ans. is FRC. It is balanced.",
         ),
-        ("Take rest. Hope this helps you. Regards, Dr", "Take rest."),
+        ("Take rest. Hope this helps you.\nRegards, Dr", "Take rest."),
+        ("As regards dose, do not exceed 4 g a day.", "As regards dose, do not exceed 4 g a day."),
+        ("HCM is inherited.", "HCM is inherited."),
+        (
+            "Potassium 4.1 (reference range 3.5-5.0 mEq/L)",
+            "Potassium 4.1 (reference range 3.5-5.0 mEq/L)",
+        ),
+        ("Gel from a website may be fake.", "Gel from a website may be fake."),
     ],
 )
 def test_boilerplate(text, wanted):

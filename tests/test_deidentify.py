@@ -19,6 +19,12 @@ from medalign.deidentify import deidentify
         ("She lives at 12 Oak Tree Lane now", "She lives at [address] now"),
         ("Dr. Miller saw her", "Dr. [name] saw her"),
         ("Doctor: My name is Anna Bell.", "Doctor: My name is [name]."),
+        ("Mr. O'Brien, Dr. McDonald and Dr. Núñez", "Mr. [name], Dr. [name] and Dr. [name]"),
+        ("Ms. Mary Ann Jones and Mr. Young", "Ms. [name] and Mr. [name]"),
+        ("Hi, my name is priya sharma", "Hi, my name is [name]"),
+        ("I'm Anna Bell.", "I'm [name]."),
+        ("Nurse Jones came", "Nurse [name] came"),
+        ("She lives at 12 March Street", "She lives at [address]"),
     ],
 )
 def test_what_points_to_a_person_goes(text, wanted):
@@ -33,6 +39,10 @@ def test_what_points_to_a_person_goes(text, wanted):
         "Blood pressure 120/80, pulse 72, T4-T5 level",
         "The white blood cell count will fall",
         "Hi there, how are you?",
+        "Hello, My chest hurts, and my head",
+        "[doctor] hi , can you tell me ? can you ?",
+        "Father is a 70-year-old man; father is well",
+        "[doctor] i miss them . we miss them",
         "Doctor: How long has it hurt?",
         "Gave 500 to 1000 mL over 24 hours",
         "Apgar 9 and 10, Parkinson disease, Crohn's disease",
@@ -55,3 +65,23 @@ def test_a_name_once_introduced_is_found_everywhere_in_the_row():
         "[name] is a 58-year-old man. Mr. [name] has a low white cell count. [name] is well."
     )
     assert changes["PERSON"] == 5
+
+
+@pytest.mark.parametrize(
+    ("note", "spoken", "wanted"),
+    [
+        ("Betty Hill is a 53 y.o. female.", "next is betty hill , uh", "next is [name] , uh"),
+        ("Kyle Lee is a pleasant 46-year-old male.", "[patient] hi kyle", "[patient] hi [name]"),
+        ("Katherine Lopez is a 22-month-old female.", "katherine , she was", "[name] , she was"),
+        ("Mister Rath has a cold.", "Hello Mister Rath!", "Hello Mister [name]!"),
+    ],
+)
+def test_the_note_tells_whose_name_it_is(note, spoken, wanted):
+    left, right = deidentify([spoken, note], Counter())
+    assert left == wanted
+    assert "[name]" in right
+
+
+def test_a_name_that_is_a_word_leaves_the_word():
+    text = "Dr. Sharp saw her. The pain is sharp."
+    assert deidentify([text], Counter()) == ["Dr. [name] saw her. The pain is sharp."]
