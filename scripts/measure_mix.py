@@ -252,8 +252,10 @@ def main() -> None:
     result["contamination"] = contamination(held, found, flat, args.per_set, rng)
     result["clean rows dropped"] = false
     result["clean rows dropped, all"] = rate(len(hits), len(flat))
+    # Places only: the rows themselves are others' and stay where they are.
     result["which"] = [
-        {"from": name, "question": turns(row)[0][:400], **vars(hit)} for name, row, hit in hits
+        {"from": name, "evaluation": hit.place, "method": hit.method, "value": hit.value}
+        for name, _, hit in hits
     ]
     facts = manifest("mix methods", {"settings": MIX}, began, seed=SEED, **result)
     write_json(args.out, facts)

@@ -112,9 +112,8 @@ def page(mix: Path) -> str:
             values["answer"].append(len(said[-1].split()))
             values["relevance"].append(row["scores"]["relevance"])
             values["quality"].append(row["scores"]["quality"])
-    charts = {
-        key: histogram(key, found, dict[str, float](**job.settings.scores).get(key)) for key, found in values.items()
-    }
+    least = {str(name): value for name, value in job.settings.scores.items()}
+    charts = {key: histogram(key, found, least.get(key)) for key, found in values.items()}
     charts["funnel"] = sideways("funnel", "Rows", left)
     by_source = {name: row["train"] for name, row in funnel.items()}
     charts["sources"] = sideways("sources", "Training rows", by_source)

@@ -385,6 +385,17 @@ def test_the_same_stages_run_on_slurm(mix, folder, tmp_path):
         assert made.read_bytes() == (mix / f"{name}.jsonl").read_bytes()
 
 
+def test_what_was_removed_is_made_again_and_nothing_else_is_touched(mix, folder):
+    other = mix / "work/notes"
+    other.mkdir(exist_ok=True)
+    before = (mix / "train.jsonl").read_bytes()
+    (mix / "train.jsonl").unlink()
+    done = built(folder, mix)
+    assert done.returncode == 0, done.stderr
+    assert (mix / "train.jsonl").read_bytes() == before
+    assert other.is_dir()
+
+
 def test_an_evaluation_that_is_missing_stops_the_mix_by_name(folder, tmp_path):
     part = tmp_path / "part"
     shutil.copytree(folder, part)
@@ -430,7 +441,8 @@ def test_shares_are_filled_up():
     assert allocate(100, shares, there) == {"a": 10, "b": 30, "c": 60, "d": 0}
     assert allocate(None, shares, there) == there
     assert sum(allocate(997, shares, there).values()) == 997
-    assert allocate(10**6, shares, there) == there
+    assert allocate(10**6, shares, there) == {**there, "d": 0}
+    assert allocate(6000, {"a": 1, "b": 0}, {"a": 10, "b": 20}) == {"a": 10, "b": 0}
 
 
 def test_the_page_shows_funnel_pairs_and_hits(mix, monkeypatch):

@@ -146,3 +146,39 @@ def test_an_evaluation_that_cannot_be_read_whole_stops(tmp_path):
     file.write_text('{"x": "Fine?"}')
     with pytest.raises(StepError, match=r"broken\.jsonl:1: no column 'q'"):
         read_items([broken])
+
+
+def test_a_near_miss_does_not_hide_a_hit(exam):
+    """With a margin for the report, what is found without it is found all the same."""
+    s = settings().decontamination
+    items = read_items([exam, *own_evaluations()])
+    plain = Evaluations(*items, s.coverage, s.least_information, s.similarity)
+    with_margin = Evaluations(*items, s.coverage, s.least_information, s.similarity, 0.1)
+    rows = []
+    for item in items[0]:
+        parts = item.question.replace("? ", "?|").replace(". ", ".|").split("|")
+        rows.append({"messages": turn(" ".join(reversed(parts)), HOSTS[0])})
+    found = plain.hits(rows)
+    told = with_margin.hits(rows)
+    assert sum(hit is not None for hit in found) > 100
+    missed = [f for f, t in zip(found, told, strict=True) if f and not (t and t.over)]
+    assert missed == []
+
+
+def test_short_questions_and_later_turns_are_looked_at(tmp_path):
+    file = tmp_path / "short.jsonl"
+    file.write_text(json.dumps({"q": "OSA = ?"}))
+    short = Dataset(name="short", path=str(file), license="mit", columns={"question": "q"})
+    found = Evaluations(*read_items([short]), 0.7, 18, 0.9)
+    later = {"messages": [*turn("Hello.", "Hello."), *turn("osa =?", "Sleep apnea.")]}
+    (hit,) = found.hits([later])
+    assert hit is not None and hit.method == "the question itself"
+
+
+def test_a_column_that_is_declared_and_not_there_stops(tmp_path):
+    file = tmp_path / "abstracts.jsonl"
+    file.write_text(json.dumps({"q": "Does it help?"}))
+    columns = {"question": "q", "context": "c"}
+    broken = Dataset(name="abstracts", path=str(file), license="mit", columns=columns)
+    with pytest.raises(StepError, match="no column 'c'"):
+        read_items([broken])

@@ -145,3 +145,29 @@ def test_an_empty_or_absent_file_is_said(folder):
     assert "no rows.jsonl" in str(sources.missing(source()))
     (folder / "rows.jsonl").touch()
     assert sources.missing(source()) == "rows.jsonl is empty"
+
+
+def test_half_characters_are_a_fault_that_can_be_written_down(folder):
+    (folder / "rows.jsonl").write_text('{"q": "x \\ud83d"}\n\ufeff{"q": "fine"}')
+    (_, _, bad), (_, _, good) = rows(source())
+    assert bad.reason == "not UTF-8"
+    assert good == {"q": "fine"}
+    (folder / "rows.csv").write_bytes(b"q,a\n\xff only one\n")
+    ((_, _, fault),) = rows(source("rows.csv"))
+    fault.evidence.encode("utf-8")
+
+
+def test_of_an_overlong_line_only_the_size_is_kept(folder):
+    (folder / "rows.jsonl").write_bytes(b"x" * 5_000_000 + b'\n{"q": 1}\n')
+    (_, place, fault), (_, after, row) = rows(source(), longest=1000)
+    assert (place, fault.reason, fault.evidence) == (
+        "rows.jsonl:1",
+        "row too long",
+        "5,000,001 bytes",
+    )
+    assert (after, row) == ("rows.jsonl:2", {"q": 1})
+
+
+def test_a_pinned_hub_dataset_stands_in_for_a_file_that_is_not_there(folder, monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: [{"q": "Q", "a": "A"}])
+    assert [row for _, _, row in rows(source(revision="0" * 40))] == [{"q": "Q", "a": "A"}]
