@@ -70,13 +70,12 @@ def features(texts: list[str], permutations: int, bands: int) -> dict[str, NDArr
     minima = np.array(matrix.to_rows(), dtype=np.uint32).reshape(len(texts), permutations)
     wide = permutations // bands
     cut = np.ascontiguousarray(minima[:, : bands * wide]).reshape(len(texts), bands, wide)
-    keys = np.empty((bands, len(texts)), dtype=np.uint64)
     with np.errstate(over="ignore"):
         mixed = np.zeros((len(texts), bands), dtype=np.uint64)
         for i in range(wide):
             mixed = (mixed ^ cut[:, :, i]) * np.uint64(0x9E3779B97F4A7C15)
             mixed ^= mixed >> np.uint64(32)
-    keys[:] = mixed.T
+    keys = np.ascontiguousarray(mixed.T)
     return {"exact": exact, "bands": keys, "signature": (minima & 0xFF).astype(np.uint8)}
 
 
