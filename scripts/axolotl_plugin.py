@@ -8,7 +8,8 @@
   rows or another template under the same name would train on the old ones.
 - At the end `training.json` is written beside the adapter: the log of every step, and proof
   that the last one was reached.
-- `qlora_merge` is a key of its own (medalign.trained_base).
+- `qlora_merge` is a key of its own (medalign.trained_base), so are `compile_layers` and
+  `logits_at_labels` (medalign.training_speed).
 - `bf16: auto` without a GPU means bf16 on a CPU that computes in it, fp32 on any other
   (Axolotl takes it for fp16); `use_cpu` is set, without which bf16 is refused there.
 """
@@ -33,6 +34,7 @@ from axolotl.utils.schemas.config import AxolotlInputConfig
 from pydantic import BaseModel, Field
 from transformers import TrainerCallback
 
+from medalign import training_speed
 from medalign.trained_base import QloraMerge
 
 # Not in the schema, but put beside the recipe's keys while a command line is read.
@@ -130,6 +132,12 @@ class MedAlignArgs(BaseModel):
     qlora_merge: QloraMerge | None = Field(
         default=None, description="what make merge merges a QLoRA adapter into"
     )
+    compile_layers: bool = Field(
+        default=False, description="compile the decoder layer, once for all layers"
+    )
+    logits_at_labels: bool = Field(
+        default=False, description="compute logits only where tokens are trained"
+    )
 
 
 class MedAlignPlugin(BasePlugin):
@@ -153,6 +161,12 @@ class MedAlignPlugin(BasePlugin):
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         return {} if torch.cuda.is_available() else {"use_cpu": True}
+
+    def post_model_load(self, cfg: Any, model: Any) -> None:
+        if cfg.get("logits_at_labels"):
+            training_speed.logits_at_labels(model)
+        if cfg.get("compile_layers"):
+            training_speed.compile_layers(model)
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[TrainerCallback]:
         return [TrainingLog()]
