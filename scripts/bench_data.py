@@ -40,6 +40,7 @@ from medalign.decontaminate import Evaluations, read_items
 from medalign.mix_stages import MIX, settings, turns
 
 PIECES = 8
+EMBEDDINGS_UP_TO = 200_000
 WORKERS = 2
 SEED = 7
 BATCH = 2000
@@ -273,18 +274,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--sizes", default="20000,200000,2000000")
     parser.add_argument("--alternative-up-to", type=int, default=20_000)
+    parser.add_argument("--jobs", default=",".join(JOBS), help="the other results in OUT stay")
     args = parser.parse_args()
-    began, results = time.monotonic(), []
+    began, results, jobs = time.monotonic(), [], args.jobs.split(",")
+    if args.out and args.out.exists() and set(jobs) != set(JOBS):
+        before = json.loads(args.out.read_text())["results"]
+        results = [r for r in before if r["job"] not in jobs]
     (ROOT / "build").mkdir(exist_ok=True)
     for size in map(int, args.sizes.split(",")):
         with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
             rows = Path(folder) / "rows"
             rows.mkdir()
             generate(rows, size)
-            for job in JOBS:
+            for job in jobs:
                 if job == "datatrove" and size > args.alternative_up_to:
                     continue
-                if job == "embeddings" and size > settings(MIX).semantic_duplicates.largest:
+                if job == "embeddings" and size > EMBEDDINGS_UP_TO:
                     continue
                 results.append({"job": job, **run_job(job, rows, size)})
                 print(json.dumps(results[-1]), flush=True)

@@ -116,3 +116,19 @@ def test_every_pair_is_looked_at_once(block):
     vectors = semantic_duplicates.vectors([*ANSWERS[:20], ANSWERS[3], ANSWERS[11]])
     found = [p for p, _ in semantic_duplicates.pairs_within(vectors, vectors, 0.9999, block)]
     assert sorted(np.concatenate(found).tolist()) == [[3, 20], [11, 21]]
+
+
+def test_the_index_finds_what_comparing_all_pairs_finds():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(3000, 256)).astype(np.float32)
+    rows[2000:2500] = rows[:500] + 0.4 * rng.normal(size=(500, 256)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def found(exact_up_to: int) -> dict[tuple[int, int], float]:
+        near = semantic_duplicates.pairs_within(rows, rows, 0.85, 700, exact_up_to)
+        return {(i, j): c for p, v in near for (i, j), c in zip(p.tolist(), v, strict=True)}
+
+    every, indexed = found(len(rows)), found(len(rows) - 1)
+    assert len(every) == 500
+    assert len(indexed) >= 0.98 * len(every)
+    assert indexed.items() <= every.items()
