@@ -10,33 +10,17 @@ form, not medicine: an answer may keep all four sections and be wrong.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import hashlib
-import json
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-from scipy.stats import binomtest
-
-from medalign import gguf_model
-from medalign.artifacts import (
-    ROOT,
-    manifest,
-    read_jsonl,
-    remove,
-    require_file,
-    run_step,
-    sha256,
-    write_json,
-)
-from medalign.build_base import gguf_fields
+from medalign import gguf_model, suite
+from medalign.artifacts import ROOT, read_jsonl, run_step
 from medalign.check_education import EDUCATION, PHRASING
 from medalign.recipe import SYSTEM_PROMPT, system_prompt
 from medalign.sections import SECTIONS, parse
+from medalign.suite import Item, rate
 
 SETS = {
     "test": EDUCATION / "test.jsonl",
@@ -45,21 +29,6 @@ SETS = {
 }
 SCORER = ROOT / "scripts/sections.py"
 MAX_TOKENS = 512  # the longest answer of the education set is 300 tokens
-Item = dict[str, Any]
-
-
-def rate(hits: int, n: int) -> dict[str, Any]:
-    """A rate with its n and 95 % Wilson interval (scipy.stats.binomtest)."""
-    if n == 0:
-        return {"k": 0, "n": 0, "rate": None, "low": None, "high": None}
-    interval = binomtest(hits, n).proportion_ci(method="wilson")
-    return {
-        "k": hits,
-        "n": n,
-        "rate": round(hits / n, 4),
-        "low": round(float(interval.low), 4),
-        "high": round(float(interval.high), 4),
-    }
 
 
 def strict(items: Iterable[Item]) -> dict[str, Any]:
@@ -96,16 +65,14 @@ def score(items: list[Item]) -> dict[str, Any]:
     return scores
 
 
-def scored(row: dict[str, Any], name: str, answer: gguf_model.Answer) -> Item:
-    """An evaluation row with the model's answer and what is wrong with its form."""
+def scored(row: Item, answer: gguf_model.Answer) -> Item:
+    """What is kept of an evaluation row, and what is wrong with the form of its answer."""
     parsed = parse(answer.text, ended=answer.finish_reason == "stop")
     kept: Item = {
         k: row[k] for k in ("id", "category", "term", "prompt", "seen", "style") if k in row
     }
     return {
-        "set": name,
         **kept,
-        **dataclasses.asdict(answer),
         "sections_kept": [s for s in SECTIONS if parsed.has(s)],
         "faults": [f.kind for f in parsed.faults],
     }
@@ -113,47 +80,17 @@ def scored(row: dict[str, Any], name: str, answer: gguf_model.Answer) -> Item:
 
 def evaluate(model: Path, out: Path, sets: list[str], system: str, limit: int | None) -> Item:
     """Ask `model` all prompts of `sets`; write and return the result. Resumes where it was."""
-    began = time.monotonic()
-    require_file(model, "make gguf writes it")
-    settings = {"system_prompt": system, "temperature": 0.0, "max_tokens": MAX_TOKENS}
-    identity = json.dumps({"model": sha256(model), **settings})
-    progress = out.with_suffix(".partial.jsonl")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    done: dict[tuple[str, str, str], Item] = {}
-    if progress.exists():
-        items = read_jsonl(progress) if progress.read_bytes().endswith(b"\n") else []
-        done = {(i["set"], i["id"], i["prompt"]): i for i in items if i["of"] == identity}
-    rows = [(name, row) for name in sets for row in read_jsonl(SETS[name])[:limit]]
-    known = [done.get((name, row["id"], row["prompt"])) for name, row in rows]
-    chats = [
-        [{"role": "system", "content": system}, {"role": "user", "content": row["prompt"]}]
-        for (_, row), item in zip(rows, known, strict=True)
-        if item is None
-    ]
-    answers = gguf_model.ask_all(model, chats, MAX_TOKENS)
-    items = []
-    with progress.open("w", encoding="utf-8") as file:
-        for (name, row), item in track(zip(rows, known, strict=True), model.name, len(rows)):
-            item = item or scored(row, name, next(answers))
-            file.write(json.dumps({**item, "of": identity}, ensure_ascii=False) + "\n")
-            file.flush()
-            items.append({k: v for k, v in item.items() if k != "of"})
-    result = {
-        **manifest(
-            "format evaluation",
-            {"model": model, "scorer": SCORER, **{s: SETS[s] for s in sets}},
-            began,
-            settings=settings,
-            template_sha256=hashlib.sha256(
-                gguf_fields(model).get("tokenizer.chat_template", "").encode()
-            ).hexdigest(),
-        ),
-        "scores": {s: score([i for i in items if i["set"] == s]) for s in sets},
-        "items": items,
-    }
-    write_json(out, result)
-    remove(progress)
-    return result
+    return suite.ask(
+        "format evaluation",
+        model,
+        out,
+        [(name, row) for name in sets for row in read_jsonl(SETS[name])[:limit]],
+        scored,
+        score,
+        system=system,
+        max_tokens=MAX_TOKENS,
+        inputs={"scorer": SCORER, **{s: SETS[s] for s in sets}},
+    )
 
 
 def main() -> None:
@@ -167,10 +104,8 @@ def main() -> None:
     system = system_prompt() if args.system == SYSTEM_PROMPT else args.system.read_text().strip()
     result = evaluate(args.model, args.out, args.sets, system, args.limit)
     for name, scores in result["scores"].items():
-        s = scores["strict"]
-        interval = f"95 % CI {s['low']:.1%}-{s['high']:.1%}"
         speed = f"{scores['tokens_per_second']} tokens/s a thread"
-        print(f"{name}: {s['k']}/{s['n']} keep the format ({s['rate']:.1%}, {interval}), {speed}")
+        print(f"{name}: {suite.told(scores['strict'])} keep the format, {speed}")
 
 
 if __name__ == "__main__":

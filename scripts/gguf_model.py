@@ -85,15 +85,17 @@ def tokenize(llm, text: str) -> list[int]:
     return llm.tokenize(text.encode("utf-8"), add_bos=False, special=True)
 
 
-def ask(llm, messages: Chat, max_tokens: int) -> Answer:
-    """Ask greedily under the chat template inside the GGUF.
+def ask(llm, messages: Chat, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Answer:
+    """Ask under the chat template inside the GGUF, greedily unless a temperature is given.
 
     max_tokens: where an answer without end is cut. Nothing is kept of the chat before, so that
     the answer does not hang on what was asked earlier.
     """
     began = time.monotonic()
     llm.reset()
-    done = llm.create_chat_completion(messages, temperature=0.0, max_tokens=max_tokens)
+    done = llm.create_chat_completion(
+        messages, temperature=temperature, seed=seed, max_tokens=max_tokens
+    )
     choice = done["choices"][0]
     return Answer(
         text=choice["message"]["content"],
@@ -113,18 +115,24 @@ def _start(path: Path) -> None:
     _loaded.append(load(path))
 
 
-def _answer(messages: Chat, max_tokens: int) -> Answer:
-    return ask(_loaded[0], messages, max_tokens)
+def _answer(messages: Chat, seed: int, max_tokens: int, temperature: float) -> Answer:
+    return ask(_loaded[0], messages, max_tokens, temperature, seed)
 
 
-def ask_all(path: Path, chats: list[Chat], max_tokens: int) -> Iterator[Answer]:
-    """Ask every chat, one process a core; the answers come in the order of the chats."""
+def ask_all(
+    path: Path, chats: list[Chat], max_tokens: int, temperature: float = 0.0
+) -> Iterator[Answer]:
+    """Ask every chat, one process a core; the answers come in the order of the chats.
+
+    With a temperature a chat's seed is its place in `chats`.
+    """
     load(path)  # a damaged file is told here, not by every worker
     context = multiprocessing.get_context("spawn")
     workers = max(1, min(len(chats), len(os.sched_getaffinity(0)), MOST_WORKERS))
     with ProcessPoolExecutor(workers, context, _start, (path,)) as pool:
         try:
-            yield from pool.map(partial(_answer, max_tokens=max_tokens), chats)
+            answer = partial(_answer, max_tokens=max_tokens, temperature=temperature)
+            yield from pool.map(answer, chats, range(len(chats)))
         except BrokenProcessPool as error:
             raise StepError(f"{path}: llama.cpp ended while answering (out of memory?)") from error
         finally:

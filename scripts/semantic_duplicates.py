@@ -132,7 +132,7 @@ def pairs_within(
             )
         )
     else:  # the mean of both cosines is at least their lower one
-        both = np.concatenate([ask, tell], 1) / np.float32(2**0.5)
+        both = (np.concatenate([ask, tell], 1) / 2**0.5).astype(np.float32)
         near = candidates(both, similarity - 1e-3, block)
     for pairs in near:
         pairs = pairs[pairs[:, 1] < pairs[:, 0]][:, ::-1]

@@ -13,6 +13,7 @@ from medalign.artifacts import StepError, manifest, write_json
 from medalign.export_gguf import manifest_path
 from medalign.gguf_model import Answer
 from medalign.sections import render
+from medalign.suite import kept
 
 SETTINGS = {"system_prompt": "You teach.", "temperature": 0.0, "max_tokens": 512}
 GOOD = render("A fever is heat.", "Heat & chills.", "Look for a cause.")
@@ -37,7 +38,9 @@ def evaluation(model: Path, rows: dict, answer) -> dict:
     for name, of in rows.items():
         for n, row in enumerate(of):
             text, reason = answer(row, n)
-            items.append(evaluate_format.scored(row, name, Answer(text, reason, 60, 200, 2.5)))
+            items.append(
+                kept(name, row, Answer(text, reason, 60, 200, 2.5), evaluate_format.scored)
+            )
     prompts = {name: model.parent / f"{name}.jsonl" for name in rows}
     return {
         **manifest("format evaluation", {"model": model, **prompts}, time.monotonic()),

@@ -8,6 +8,7 @@ from medalign.artifacts import read_jsonl
 from medalign.evaluate_format import SETS, rate, score, scored
 from medalign.gguf_model import Answer
 from medalign.sections import DISCLAIMER, SECTIONS
+from medalign.suite import kept
 
 ROWS = {name: read_jsonl(path) for name, path in SETS.items()}
 
@@ -23,7 +24,7 @@ def test_the_sets_are_50_test_prompts_and_two_phrasing_halves_of_70():
 
 
 def test_the_reference_answers_score_everything():
-    s = score([scored(row, "test", answer(row["answer"])) for row in ROWS["test"]])
+    s = score([kept("test", row, answer(row["answer"]), scored) for row in ROWS["test"]])
     assert (s["strict"]["k"], s["strict"]["n"], s["strict"]["rate"]) == (50, 50, 1.0)
     assert all(s["sections"][name]["k"] == 50 for name in SECTIONS)
     assert {c: g["n"] for c, g in s["by_category"].items()} == {
@@ -35,14 +36,14 @@ def test_the_reference_answers_score_everything():
 
 @pytest.mark.parametrize("text", ["", "Edema is swelling.", f"**Note**: {DISCLAIMER}", "a" * 9999])
 def test_a_model_that_ignores_the_form_scores_nothing(text):
-    s = score([scored(row, "frozen", answer(text)) for row in ROWS["frozen"]])
+    s = score([kept("frozen", row, answer(text), scored) for row in ROWS["frozen"]])
     assert s["strict"]["k"] == 0
     assert s["by_term_in_training"]["seen"]["n"] == 24
     assert s["by_term_in_training"]["unseen"]["n"] == 46
 
 
 def test_a_perfect_answer_cut_at_the_limit_does_not_count():
-    s = score([scored(ROWS["test"][0], "test", answer(ROWS["test"][0]["answer"], "length"))])
+    s = score([kept("test", ROWS["test"][0], answer(ROWS["test"][0]["answer"], "length"), scored)])
     assert s["strict"]["k"] == 0 and s["faults"] == {"not_ended": 1}
 
 
