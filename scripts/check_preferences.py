@@ -87,7 +87,9 @@ def check_prompts(table: Table[Pair], tested: dict[str, str], terms: set[str]) -
     first_seen(((table, n, p.id) for n, p in table.rows), "id")
     stems = [words(pair.prompt) for _, pair in table.rows]
     for i, j in near_twins([" ".join(prompt) for prompt in stems], NEAR_PROMPT):
-        table.fault(table.rows[i][0], f"prompt: nearly that of {table.rows[j][1].id}")
+        (line, pair), (_, other) = table.rows[i], table.rows[j]
+        if pair.category == other.category:  # a contrast is alike, and is to be
+            table.fault(line, f"prompt: nearly that of {other.id}")
     named = {term: f" {' '.join(words(term))} " for term in sorted(terms)}
     for (line, pair), prompt in zip(table.rows, stems, strict=True):
         text = f" {' '.join(prompt)} "
