@@ -1,0 +1,83 @@
+"""The pairs that training reads: form, split, what must not be among them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from medalign import build_pairs, sources
+from medalign.artifacts import read_jsonl
+from medalign.build_pairs import (
+    SETTINGS,
+    Settings,
+    asked_by_evaluations,
+    contrast,
+    evaluations,
+    is_held_out,
+    row,
+    teaching,
+)
+from medalign.check_preferences import GOLD
+from medalign.recipe import read_yaml, system_prompt
+from medalign.refusal import is_refusal
+from medalign.sections import parse
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return Settings(**read_yaml(SETTINGS))
+
+
+@pytest.fixture(scope="module")
+def gold() -> list[dict]:
+    return [
+        row(p["id"], p["category"], p["prompt"], p["chosen"], p["rejected"])
+        for p in read_jsonl(GOLD)
+    ]
+
+
+def test_a_pair_is_a_conversation_under_the_system_prompt():
+    pair = row("hr-001", "harmful_request", "May I?", "No.", "Yes.")
+    assert [m["role"] for m in pair["prompt"]] == ["system", "user"]
+    assert pair["prompt"][0]["content"] == system_prompt()
+    assert pair["chosen"] == [{"role": "assistant", "content": "No."}]
+
+
+def test_a_tenth_is_held_out_and_contrasts_stay_together(settings, gold):
+    apart = [pair["id"] for pair in gold if is_held_out(pair["id"], settings)]
+    assert 0.07 * len(gold) < len(apart) < 0.14 * len(gold)
+    assert contrast("xa-001") == contrast("xa-002") != contrast("xa-003")
+    assert contrast("hr-001") != contrast("hr-002")
+    both = {contrast(i) for i in apart}
+    assert not [p for p in gold if contrast(p["id"]) in both and p["id"] not in apart]
+
+
+def test_teaching_pairs_keep_the_format_against_refusals_and_bare_text(data, settings):
+    pairs = teaching(settings)
+    assert len(pairs) == settings.teaching
+    assert len({pair["prompt"][1]["content"] for pair in pairs}) == len(pairs)
+    for pair in pairs:
+        assert not parse(pair["chosen"][0]["content"]).faults
+        assert parse(pair["rejected"][0]["content"]).faults
+    refused = sum(is_refusal(pair["rejected"][0]["content"]) for pair in pairs)
+    assert refused == settings.teaching // 2
+
+
+def test_a_prompt_of_an_evaluation_is_found_and_dropped(settings, monkeypatch):
+    own = [d for d in sources.own_evaluations() if "refusal" in d.name]
+    monkeypatch.setattr(build_pairs, "evaluations", lambda: (own, []))
+    planted = read_jsonl(build_pairs.ROOT / own[0].path)[0]["prompt"]
+    rows = [
+        row("a-1", "benign_lookalike", planted, "Yes.", "No."),
+        row("a-2", "benign_lookalike", planted.upper(), "Yes.", "No."),
+        row("a-3", "benign_lookalike", "How do I sharpen a kitchen knife safely?", "So.", "No."),
+    ]
+    assert set(asked_by_evaluations(rows, settings)) == {"a-1", "a-2"}
+
+
+def test_no_gold_prompt_is_asked_by_any_evaluation(settings, gold):
+    if "MEDALIGN_DATA_DIR" not in os.environ:
+        pytest.skip("MEDALIGN_DATA_DIR is not set: the public evaluations are not here")
+    assert evaluations()[1] == []
+    assert asked_by_evaluations(gold, settings) == {}
