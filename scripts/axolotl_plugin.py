@@ -118,10 +118,11 @@ class TrainingLog(TrainerCallback):
             "train_loss": statistics.fmean(e["loss"] for e in steps) if steps else None,
             "train_seconds": round(sum(s["seconds"] for s in sessions), 1),
             "sessions": sessions,
-            "tokens": steps[-1].get("tokens/total") if steps else None,
+            "tokens": steps[-1].get("tokens/total", steps[-1].get("num_tokens")) if steps else None,
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "dtype": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "steps": steps,
+            "evaluations": [entry for entry in state.log_history if "eval_loss" in entry],
         }
         Path(args.output_dir, "training.json").write_text(json.dumps(log, indent=1))
 

@@ -2,8 +2,9 @@
 
     compile_layers: true
     logits_at_labels: true
+    trainer_cls: medalign.dpo_at_labels.DPOAtLabels    # the same for preference pairs
 
-Both are keys of a recipe, read by medalign.axolotl_plugin. What they save on a CPU stands in
+Keys of a recipe, read by medalign.axolotl_plugin. What they save on a CPU stands in
 docs/evidence.md. On a GPU the kernels that Axolotl brings do the same work and more.
 """
 
@@ -41,7 +42,9 @@ def logits_at_labels(model: PreTrainedModel | PeftModel) -> None:
 
     The loss is the model's own, cross-entropy summed and divided by `num_items_in_batch`, or
     by the number of labels where the trainer gives none. Prompt and padding are about a third
-    of the positions, and the vocabulary is the widest matrix of a small model.
+    of the positions, and the vocabulary is the widest matrix of a small model. With `by_row`,
+    in training or not, `logits` of the result are the log-probabilities of each row's labels,
+    summed [rows].
     """
     base = base_of(model)
     whole = base.forward
@@ -52,9 +55,10 @@ def logits_at_labels(model: PreTrainedModel | PeftModel) -> None:
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        by_row: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        if labels is None or not self.training:
+        if labels is None or not (self.training or by_row):
             if labels is not None:
                 kwargs |= {"labels": labels, "num_items_in_batch": num_items_in_batch}
             return whole(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
@@ -64,6 +68,10 @@ def logits_at_labels(model: PreTrainedModel | PeftModel) -> None:
         targets = labels[:, 1:]
         at = targets != -100
         logits = self.get_output_embeddings()(hidden[:, :-1][at])
+        if by_row:
+            each = -functional.cross_entropy(logits.float(), targets[at], reduction="none")
+            sums = each.new_zeros(len(labels)).index_add(0, at.nonzero()[:, 0], each)
+            return CausalLMOutputWithPast(logits=cast(torch.FloatTensor, sums))
         loss = functional.cross_entropy(logits.float(), targets[at], reduction="sum")
         loss = loss / (num_items_in_batch or at.sum().clamp(min=1))
         return CausalLMOutputWithPast(loss=cast(torch.FloatTensor, loss))
