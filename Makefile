@@ -26,7 +26,20 @@ RUN    := $(patsubst recipes/%.yaml,runs/%,$(RECIPE))$(if $(SEED),-seed$(SEED))
 ifdef REHEARSAL
 RUN    := $(patsubst recipes/%.yaml,build/rehearsal/%,$(RECIPE))
 REHEARSAL_BASE := $(call of-model,rehearsal_base)
-LAID_OVER := --overlay recipes/rehearsal.yaml --set base_model=$(REHEARSAL_BASE)
+LAID_OVER := --overlay recipes/rehearsal$(if $(shell grep -ls '^rl:' $(RECIPE)),-dpo).yaml --set base_model=$(REHEARSAL_BASE)
+endif
+# OVERLAY= lays a variant over the recipe (recipes/variants/), in a run of its own.
+ifdef OVERLAY
+RUN    := $(RUN)-$(basename $(notdir $(OVERLAY)))
+LAID_OVER := --overlay $(OVERLAY)
+endif
+# ROUND=2 and so on: preference pairs from the answers of the round before, trained on its model.
+ROUND  ?= 1
+ifneq ($(ROUND),1)
+PREVIOUS := $(RUN)$(if $(filter-out 2,$(ROUND)),/round-$(shell expr $(ROUND) - 1))
+RUN    := $(RUN)/round-$(ROUND)
+LAID_OVER += --set base_model=$(PREVIOUS)/merged --set 'datasets=[{path: $(RUN)/pairs/train.jsonl, split: train}]'
+NEEDS_ROUND := $(RUN)/pairs/manifest.json $(PREVIOUS)/merged/manifest.json
 endif
 # Another quantization lies in a folder of its own below the run, with its Modelfile and results.
 OUT    := $(RUN)$(if $(filter-out Q4_K_M,$(QUANT)),/$(QUANT))
@@ -36,6 +49,7 @@ BASE   := build/models/smollm2-135m-instruct
 DATA   := build/data/education
 ADAPTER := $(RUN)/adapter/manifest.json
 MERGED := $(RUN)/merged/manifest.json
+PAIRS  := build/pairs/manifest.json
 GGUF   := $(OUT)/$(STEM)-$(QUANT).gguf
 
 export AXOLOTL_DO_NOT_TRACK := 1
@@ -53,10 +67,13 @@ endif
 EXPORT = $(PY) scripts/export_gguf.py --out $@ --family $(FAMILY) --quant $(QUANT) $(if $(REHEARSAL),--no-gate)
 # A recipe that trains on the mix has it made, but a rehearsal, which has rows of its own.
 NEEDS_MIX := $(if $(REHEARSAL),,$(if $(shell grep -ls 'path: build/data/train.jsonl' $(RECIPE)),build/data/manifest.json))
+# A recipe of a later stage trains on an earlier one's model, and on preference pairs.
+NEEDS_STAGE := $(if $(REHEARSAL)$(NEEDS_ROUND),,$(addsuffix /manifest.json,$(shell sed -n 's/^base_model: *\(runs[^ ]*\).*/\1/p' $(RECIPE) 2>/dev/null)))
+NEEDS_PAIRS := $(if $(shell grep -ls 'path: build/pairs/' $(RECIPE)),$(PAIRS))
 BASE_EVAL := build/eval/$(if $(REHEARSAL),rehearsal-)$(FAMILY)-$(QUANT)-base.json
 
 FORCE:
-.PHONY: help setup demo data mix mix-report mix-measure bench-data pin base sft merge gguf ollama check verify eval eval-tune report results seeds \
+.PHONY: help setup demo data mix mix-report mix-measure bench-data pin pairs judge dpo dpo-report eval-safety base sft merge gguf ollama check verify eval eval-tune report results seeds \
         review-sheet test test-fast lint notebook lock clean
 
 help:  ## this list
@@ -109,9 +126,32 @@ bench-data: $(VENV)/.ready  ## rows/s and memory at 20 thousand, 200 thousand an
 pin: $(VENV)/.ready  ## ask the hub for the revisions that are not pinned yet
 	@$(PY) scripts/pin_revisions.py
 
+pairs: $(PAIRS)  ## preference pairs: gold, kept teaching, silver from the sources (ACCEPT=terms)
+$(PAIRS): $(wildcard data/preferences/*.*) $(DATA)/manifest.json scripts/build_pairs.py scripts/silver_pairs.py \
+		$(wildcard evals/*/*.jsonl) | $(VENV)/.ready
+	@$(PY) scripts/build_pairs.py --out $(@D) --accept "$(ACCEPT)"
+judge: $(VENV)/.ready  ## the judge against the gold pairs (JUDGE_MODEL=, key from the environment; else rules)
+	@$(PY) scripts/judge_gold.py --out build/judge/agreement.json
+# What the model of the round before answers to the training prompts, the best against the worst.
+$(RUN)/pairs/manifest.json: $(PAIRS) | $(VENV)/.ready
+	@$(PY) scripts/sample_pairs.py --model $(PREVIOUS)/$(STEM)-$(QUANT).gguf --pairs build/pairs/train.jsonl --out $(@D)
+
+dpo: | $(VENV)/.ready  ## align the taught model: pairs → train → merge → GGUF → evaluate (ROUND=2 …)
+	@$(MAKE) dpo-report RECIPE=$(if $(filter file command,$(CHOSEN)),$(RECIPE),$(shell $(PYTHON) scripts/pick_recipe.py --stage dpo 2>/dev/null || echo no-recipe-for-this-gpu)) ROUND=$(ROUND)
+dpo-report: $(OUT)/report.html  ## the rounds side by side: rewards, likelihoods, refusals, form
+	@$(PY) scripts/dpo_report.py --run $(OUT) --show
+eval-safety: $(OUT)/eval/safety.json  ## refusals of harmful requests, false refusals of benign ones
+$(OUT)/eval/safety.json: $(GGUF) evals/refusal/benign_medical.jsonl data/system_prompt.txt scripts/evaluate_safety.py scripts/refusal.py
+	@$(PY) scripts/evaluate_safety.py --model $(GGUF) --out $@
+
 sft: $(ADAPTER)  ## train the recipe: data → adapter (resumes where it was stopped)
-$(ADAPTER): $(RECIPE) $(DATA)/manifest.json $(NEEDS_MIX) $(NEEDS_BASE) | $(VENV)/.ready
+$(ADAPTER): $(RECIPE) $(DATA)/manifest.json $(NEEDS_MIX) $(NEEDS_BASE) $(NEEDS_PAIRS) $(NEEDS_STAGE) $(NEEDS_ROUND) | $(VENV)/.ready
 	@$(PY) scripts/train_adapter.py --recipe $(RECIPE) --out $(RUN)/adapter$(if $(LAID_OVER), $(LAID_OVER))$(if $(SEED), --set seed=$(SEED))
+
+ifneq ($(NEEDS_STAGE),)
+$(NEEDS_STAGE): FORCE
+	@$(MAKE) merge RECIPE=$(patsubst runs/%/merged/manifest.json,recipes/%.yaml,$@)
+endif
 
 merge: $(MERGED)  ## merge the adapter into its base
 $(MERGED): $(ADAPTER)
@@ -152,10 +192,15 @@ $(OUT)/eval/base.json: $(BASE_EVAL)
 eval-tune: $(GGUF)  ## the phrasings to look at while working, tuned model only
 	@$(PY) scripts/evaluate_format.py --model $(GGUF) --sets tune --out $(OUT)/eval/tune.json
 
+ifeq ($(findstring /dpo-,$(RECIPE)),)
 report: $(OUT)/report.html  ## the page: curves, adherence, answers side by side; prints the table
 	@$(PY) scripts/build_report.py --run $(OUT) --show
 $(OUT)/report.html: $(OUT)/eval/tuned.json $(OUT)/eval/base.json $(OUT)/Modelfile scripts/build_report.py scripts/charts.py scripts/report.html.jinja
 	@$(PY) scripts/build_report.py --run $(OUT) > /dev/null
+else
+$(OUT)/report.html: $(OUT)/eval/tuned.json $(OUT)/eval/safety.json $(OUT)/Modelfile scripts/dpo_report.py scripts/charts.py scripts/dpo_report.html.jinja
+	@$(PY) scripts/dpo_report.py --run $(OUT) > /dev/null
+endif
 
 SEEDS := 1 2
 seeds: report  ## the recipe again under other seeds (SEEDS="1 2")

@@ -1,6 +1,6 @@
-"""Pick the SFT recipe for this machine's hardware and print its path.
+"""Pick the recipe for this machine's hardware and print its path.
 
-    python scripts/pick_recipe.py
+    python scripts/pick_recipe.py [--stage dpo]
 
 No GPU: the embedded model on the CPU. A GPU: by compute capability and memory, as told by
 nvidia-smi. Standard library only, because make asks before anything is installed.
@@ -15,6 +15,10 @@ import sys
 CPU = "recipes/smollm2-135m/sft-lora-cpu.yaml"
 T4 = "recipes/mistral-7b/sft-lora-t4.yaml"
 A100 = "recipes/mistral-7b/sft-qlora-a100.yaml"
+DPO = {  # a T4 has no memory for DPO on an unquantized model
+    CPU: "recipes/smollm2-135m/dpo-lora-cpu.yaml",
+    A100: "recipes/mistral-7b/dpo-lora-a100.yaml",
+}
 
 
 def gpus() -> list[tuple[str, float, float]]:
@@ -59,7 +63,13 @@ def pick(found: list[tuple[str, float, float]]) -> str:
 
 def main() -> int:
     try:
-        print(pick(gpus()))
+        sft = pick(gpus())
+        if "dpo" not in sys.argv:
+            print(sft)
+        elif sft in DPO:
+            print(DPO[sft])
+        else:
+            raise ValueError(f"no DPO recipe fits this GPU; name one with RECIPE=, as {DPO[CPU]}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

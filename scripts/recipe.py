@@ -17,6 +17,8 @@ RECIPES = ROOT / "recipes"
 MODELS = RECIPES / "models.yaml"
 MADE_BY = {  # what a recipe needs, by how its path begins
     "build/data/education": "make data makes it",
+    "build/pairs": "make pairs makes it",
+    "runs/": "it is an earlier stage's model: make merge RECIPE=… of that stage makes it",
     "build/data": "it is the curated mix: make mix makes it; to train on the education set alone "
     "take the entry out and write warmup_ratio: 0.1",
 }
