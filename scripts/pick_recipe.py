@@ -17,7 +17,7 @@ T4 = "recipes/mistral-7b/sft-lora-t4.yaml"
 A100 = "recipes/mistral-7b/sft-qlora-a100.yaml"
 DPO = {  # a T4 has no memory for DPO on an unquantized model
     CPU: "recipes/smollm2-135m/dpo-lora-cpu.yaml",
-    A100: "recipes/mistral-7b/dpo-lora-a100.yaml",
+    A100: "recipes/mistral-7b/dpo-a100.yaml",
 }
 
 

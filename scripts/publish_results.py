@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from medalign.artifacts import ROOT, StepError, require_file, run_step, write_json, written_whole
+from medalign.dpo_report import FORM, SAFETY
 from medalign.evaluate_format import rate
 
 RESULTS = ROOT / "docs/results"
 README = ROOT / "README.md"
+ALIGNED = RESULTS / "smollm2-135m-alignment.json"
 MARKS = ("<!-- results:begin (make results writes this) -->", "<!-- results:end -->")
+ALIGNED_MARKS = ("<!-- alignment:begin (make results writes this) -->", "<!-- alignment:end -->")
 ROWS = {  # how a row of the table is found in a run's results
     "50 test prompts, new terms": ("test", "strict", None),
     "70 frozen phrasings, all": ("frozen", "strict", None),
@@ -97,9 +100,35 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def with_table(readme: str, table: str) -> str:
+def aligned(run: Path) -> dict[str, Any]:
+    """What is published of an aligned run: its stages' rates, rewards, losses."""
+    manifest = json.loads(require_file(run / "manifest.json", "make dpo writes it").read_text())
+    kept = {k: manifest[k] for k in ("name", "results", "training")}
+    adapter = json.loads((run / "adapter/manifest.json").read_text())
+    return {
+        **kept,
+        "hardware": adapter["hardware"],
+        "dtype": adapter["dtype"],
+        "made": adapter["made"],
+    }
+
+
+def aligned_markdown(result: dict[str, Any]) -> str:
+    """The table of README on refusals, a column a stage."""
+    stages = result["results"]
+    lines = [f"| | {' | '.join(stages)} |", "|---" * (len(stages) + 1) + "|"]
+    for name, label in (SAFETY | FORM).items():
+        if any(name in rates for rates in stages.values()):
+            cells = (cell(rates[name]) if name in rates else "–" for rates in stages.values())
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    measured = f"{result['name']}, Q4_K_M, greedy, measured {result['made'][:10]}."
+    lines += ["", f"{measured} In brackets hits, prompts and the 95 % Wilson interval."]
+    return "\n".join(lines)
+
+
+def with_table(readme: str, table: str, marks: tuple[str, str] = MARKS) -> str:
     """README's text with the part between the marks replaced."""
-    begin, end = MARKS
+    begin, end = marks
     if begin not in readme or end not in readme:
         raise StepError(f"{README}: the marks {begin} and {end} are not there")
     return re.sub(
@@ -113,6 +142,7 @@ def with_table(readme: str, table: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--aligned", type=Path, help="the run of make dpo")
     parser.add_argument("--check", action="store_true", help="is README as docs/results says?")
     args = parser.parse_args()
     out = RESULTS / "smollm2-135m-sft-lora-cpu.json"
@@ -123,14 +153,18 @@ def main() -> None:
         if Path(pooled["recipe"]) != Path("recipes/smollm2-135m/sft-lora-cpu.yaml"):
             raise StepError(f"README's table is of the demo's recipe, not of {pooled['recipe']}")
         write_json(out, pooled)
+    if args.aligned:
+        write_json(ALIGNED, aligned(args.aligned))
     text = README.read_text(encoding="utf-8")
     wanted = with_table(text, markdown(json.loads(out.read_text())))
+    wanted = with_table(wanted, aligned_markdown(json.loads(ALIGNED.read_text())), ALIGNED_MARKS)
     if args.check and text != wanted:
         raise StepError(f"{README}: its table is not what {out} says; run make results")
     if not args.check:
         with written_whole(README) as temporary:
             temporary.write_text(wanted, encoding="utf-8")
     print(markdown(json.loads(out.read_text())))
+    print(aligned_markdown(json.loads(ALIGNED.read_text())))
 
 
 if __name__ == "__main__":

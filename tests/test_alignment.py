@@ -110,7 +110,7 @@ def test_the_first_loss_is_ln_2_in_fp32_and_the_adapter_is_trained(recipe, pairs
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda p: p.stem)
 def test_a_variant_takes_two_steps(variant, pairs, tmp_path):
-    recipe = ROOT / "recipes/mistral-7b/dpo-lora-a100.yaml"  # on the tiny Mistral: seconds
+    recipe = ROOT / "recipes/mistral-7b/dpo-a100.yaml"  # on the tiny Mistral: seconds
     log = trained(tmp_path, recipe, stand_in(recipe), overlay=variant)
     assert log["global_step"] == 2 and all(math.isfinite(step["loss"]) for step in log["steps"])
 
