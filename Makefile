@@ -133,8 +133,10 @@ $(PAIRS): $(wildcard data/preferences/*.*) $(DATA)/manifest.json scripts/build_p
 judge: $(VENV)/.ready  ## the judge against the gold pairs (JUDGE_MODEL=, key from the environment; else rules)
 	@$(PY) scripts/judge_gold.py --out build/judge/agreement.json
 # What the model of the round before answers to the training prompts, the best against the worst.
-$(RUN)/pairs/manifest.json: $(PAIRS) | $(VENV)/.ready
+ifneq ($(ROUND),1)
+$(RUN)/pairs/manifest.json: $(PAIRS) $(PREVIOUS)/merged/manifest.json | $(VENV)/.ready
 	@$(PY) scripts/sample_pairs.py --model $(PREVIOUS)/$(STEM)-$(QUANT).gguf --pairs build/pairs/train.jsonl --out $(@D)
+endif
 
 dpo: | $(VENV)/.ready  ## align the taught model: pairs → train → merge → GGUF → evaluate (ROUND=2 …)
 	@$(MAKE) dpo-report RECIPE=$(if $(filter file command,$(CHOSEN)),$(RECIPE),$(shell $(PYTHON) scripts/pick_recipe.py --stage dpo 2>/dev/null || echo no-recipe-for-this-gpu)) ROUND=$(ROUND)
@@ -148,6 +150,10 @@ sft: $(ADAPTER)  ## train the recipe: data → adapter (resumes where it was sto
 $(ADAPTER): $(RECIPE) $(DATA)/manifest.json $(NEEDS_MIX) $(NEEDS_BASE) $(NEEDS_PAIRS) $(NEEDS_STAGE) $(NEEDS_ROUND) | $(VENV)/.ready
 	@$(PY) scripts/train_adapter.py --recipe $(RECIPE) --out $(RUN)/adapter$(if $(LAID_OVER), $(LAID_OVER))$(if $(SEED), --set seed=$(SEED))
 
+ifneq ($(ROUND),1)
+$(PREVIOUS)/merged/manifest.json:
+	@$(MAKE) gguf RECIPE=$(RECIPE) ROUND=$(shell expr $(ROUND) - 1)
+endif
 ifneq ($(NEEDS_STAGE),)
 $(NEEDS_STAGE): FORCE
 	@$(MAKE) merge RECIPE=$(patsubst runs/%/merged/manifest.json,recipes/%.yaml,$@)
@@ -206,8 +212,9 @@ SEEDS := 1 2
 seeds: report  ## the recipe again under other seeds (SEEDS="1 2")
 	@for seed in $(SEEDS); do $(MAKE) report RECIPE=$(RECIPE) SEED=$$seed; done
 
-results: | $(VENV)/.ready  ## docs/results and README's table, from the runs of make seeds
-	@$(PY) scripts/publish_results.py $(RUN) $(foreach seed,$(SEEDS),$(RUN)-seed$(seed))
+ALIGNED := runs/smollm2-135m/dpo-lora-cpu
+results: | $(VENV)/.ready  ## docs/results and README's tables, from the runs of make seeds and make dpo
+	@$(PY) scripts/publish_results.py $(RUN) $(foreach seed,$(SEEDS),$(RUN)-seed$(seed)) $(if $(wildcard $(ALIGNED)/report.html),--aligned $(ALIGNED))
 
 ROWS := data/education
 review-sheet: $(VENV)/.ready  ## export rows for a clinician (ROWS=data/preferences; IMPORT=sheet.csv brings them back)

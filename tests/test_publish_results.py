@@ -8,7 +8,17 @@ import json
 import pytest
 
 from medalign.artifacts import StepError
-from medalign.publish_results import MARKS, README, RESULTS, markdown, pool, with_table
+from medalign.publish_results import (
+    ALIGNED,
+    ALIGNED_MARKS,
+    MARKS,
+    README,
+    RESULTS,
+    aligned_markdown,
+    markdown,
+    pool,
+    with_table,
+)
 
 
 def run(seed: int, k: int) -> dict:
@@ -55,6 +65,14 @@ def test_readmes_table_is_generated_from_the_results():
     for path in RESULTS.glob("*-lora-cpu.json"):
         assert with_table(text, markdown(json.loads(path.read_text()))) == text
     assert any(RESULTS.glob("*-lora-cpu.json"))
+
+
+def test_readmes_table_of_refusals_is_generated_from_the_results():
+    text, result = README.read_text(encoding="utf-8"), json.loads(ALIGNED.read_text())
+    assert with_table(text, aligned_markdown(result), ALIGNED_MARKS) == text
+    for rates in result["results"].values():
+        if "harmful" in rates:  # refusals never without the false ones
+            assert {"xstest_safe", "benign_medical"} <= rates.keys()
 
 
 def test_a_readme_without_the_marks_is_refused():
