@@ -139,7 +139,7 @@ $(RUN)/pairs/manifest.json: $(PAIRS) $(PREVIOUS)/merged/manifest.json | $(VENV)/
 endif
 
 dpo: | $(VENV)/.ready  ## align the taught model: pairs → train → merge → GGUF → evaluate (ROUND=2 …)
-	@$(MAKE) dpo-report RECIPE=$(if $(filter file command,$(CHOSEN)),$(RECIPE),$(shell $(PYTHON) scripts/pick_recipe.py --stage dpo 2>/dev/null || echo no-recipe-for-this-gpu)) ROUND=$(ROUND)
+	@$(MAKE) dpo-report RECIPE=$(if $(filter file,$(CHOSEN)),$(shell $(PYTHON) scripts/pick_recipe.py --stage dpo 2>/dev/null || echo no-recipe-for-this-gpu),$(RECIPE)) ROUND=$(ROUND)
 dpo-report: $(OUT)/report.html  ## the rounds side by side: rewards, likelihoods, refusals, form
 	@$(PY) scripts/dpo_report.py --run $(OUT) --show
 eval-safety: $(OUT)/eval/safety.json  ## refusals of harmful requests, false refusals of benign ones

@@ -116,3 +116,28 @@ def test_help_names_every_target_with_what_it_does():
     ]
     assert set(promised) <= {line.split()[0] for line in lines}
     assert all(len(line.split()) >= 3 for line in lines)
+
+
+def test_dpo_trains_the_preference_recipe_on_the_stages_before_it(finished):
+    """As make would: the teacher is there, SFT on the pairs and DPO are not."""
+    done = make("-n", "dpo", cwd=finished)
+    assert done.returncode == 0, done.stderr
+    first = done.stdout.index("--recipe recipes/smollm2-135m/sft-safety-cpu.yaml")
+    assert first < done.stdout.index("--recipe recipes/smollm2-135m/dpo-lora-cpu.yaml")
+    assert "build_pairs.py" in done.stdout
+    assert "evaluate_safety.py" in done.stdout and "dpo_report.py" in done.stdout
+    assert "--recipe recipes/smollm2-135m/sft-lora-cpu.yaml" not in done.stdout
+
+
+def test_a_later_round_goes_on_from_the_one_before_on_its_answers(finished):
+    recipe = "RECIPE=recipes/smollm2-135m/dpo-lora-cpu.yaml"
+    told = make("-n", "sft", recipe, "ROUND=2", cwd=finished).stdout
+    assert "sample_pairs.py --model runs/smollm2-135m/dpo-lora-cpu/medalign-135m" in told
+    assert "--set base_model=runs/smollm2-135m/dpo-lora-cpu/merged" in told
+    assert "--out runs/smollm2-135m/dpo-lora-cpu/round-2/adapter" in told
+
+
+def test_a_variant_is_laid_over_in_a_run_of_its_own(finished):
+    recipe = "RECIPE=recipes/smollm2-135m/dpo-lora-cpu.yaml"
+    told = make("-n", "sft", recipe, "OVERLAY=recipes/variants/ipo.yaml", cwd=finished).stdout
+    assert "dpo-lora-cpu-ipo/adapter --overlay recipes/variants/ipo.yaml" in told
