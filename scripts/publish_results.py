@@ -115,7 +115,7 @@ def aligned(run: Path) -> dict[str, Any]:
 
 def aligned_markdown(result: dict[str, Any]) -> str:
     """The table of README on refusals, a column a stage."""
-    stages = result["results"]
+    stages = {stage: rates for stage, rates in result["results"].items() if rates}
     lines = [f"| | {' | '.join(stages)} |", "|---" * (len(stages) + 1) + "|"]
     for name, label in (SAFETY | FORM).items():
         if any(name in rates for rates in stages.values()):
