@@ -127,7 +127,7 @@ pin: $(VENV)/.ready  ## ask the hub for the revisions that are not pinned yet
 	@$(PY) scripts/pin_revisions.py
 
 pairs: $(PAIRS)  ## preference pairs: gold, kept teaching, silver from the sources (ACCEPT=terms)
-$(PAIRS): $(wildcard data/preferences/*.*) $(DATA)/manifest.json scripts/build_pairs.py scripts/silver_pairs.py \
+$(PAIRS): $(wildcard data/preferences/*.*) data/mix.yaml data/sources.yaml $(DATA)/manifest.json scripts/build_pairs.py scripts/silver_pairs.py \
 		$(wildcard evals/*/*.jsonl) | $(VENV)/.ready
 	@$(PY) scripts/build_pairs.py --out $(@D) --accept "$(ACCEPT)"
 judge: $(VENV)/.ready  ## the judge against the gold pairs (JUDGE_MODEL=, key from the environment; else rules)

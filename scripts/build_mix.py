@@ -57,7 +57,9 @@ CODE = """
     artifacts recipe sources convert_rows clean_text deidentify score_rows near_duplicates
     semantic_duplicates decontaminate mix_stages assemble_mix build_mix
 """.split()
-PACKAGES = ("ftfy", "lxml", "presidio-analyzer", "rapidfuzz", "rensa", "spacy", "wordllama")
+PACKAGES = """
+    faiss-cpu ftfy lxml presidio-analyzer rapidfuzz rensa spacy wordllama
+""".split()
 TABLES = ("terminology.yaml", "clinical_words.yaml", "system_prompt.txt")
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from medalign import silver_pairs, sources
+from medalign import mix_stages, silver_pairs, sources
 from medalign.artifacts import (
     ROOT,
     manifest,
@@ -39,7 +39,8 @@ from medalign.check_education import EDUCATION
 from medalign.check_preferences import GOLD
 from medalign.check_preferences import main as check_preferences
 from medalign.decontaminate import Evaluations, read_items
-from medalign.recipe import SYSTEM_PROMPT, read_yaml, system_prompt
+from medalign.recipe import SYSTEM_PROMPT, system_prompt
+from medalign.settings import declared
 
 SETTINGS = ROOT / "data/preferences/pairs.yaml"
 TEACHING = ROOT / "build/data/education/train.jsonl"
@@ -53,13 +54,6 @@ NEEDLESS = (
 Row = dict[str, Any]
 
 
-class Wording(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    coverage: float
-    least_information: float
-    similarity: float
-
-
 class Settings(BaseModel):
     """data/preferences/pairs.yaml"""
 
@@ -67,7 +61,6 @@ class Settings(BaseModel):
     seed: int
     held_out: float = Field(gt=0, lt=0.5)
     teaching: int = Field(ge=0)
-    decontamination: Wording
 
 
 def row(id: str, category: str, prompt: str, chosen: str, rejected: str) -> Row:
@@ -133,9 +126,9 @@ def unpaired(rows: list[Row]) -> list[Row]:
     ]
 
 
-def asked_by_evaluations(rows: list[Row], settings: Settings) -> dict[str, Row]:
-    """The rows whose prompt an evaluation asks: id → what was found where."""
-    d = settings.decontamination
+def asked_by_evaluations(rows: list[Row]) -> dict[str, Row]:
+    """The rows whose prompt an evaluation asks, by the mix's thresholds: id → what and where."""
+    d = mix_stages.settings().decontamination
     items = read_items(evaluations()[0])
     found = Evaluations(*items, d.coverage, d.least_information, d.similarity)
     hits = found.hits([{"messages": r["prompt"]} for r in rows])
@@ -155,8 +148,8 @@ def ratios(rows: list[Row]) -> dict[str, float]:
     """Mean of words(chosen) / words(rejected) by category."""
     by: dict[str, list[float]] = {}
     for r in rows:
-        words = [len(r[side][0]["content"].split()) for side in ("chosen", "rejected")]
-        by.setdefault(r["category"], []).append(words[0] / words[1])
+        chosen, rejected = (r[side][0]["content"] for side in ("chosen", "rejected"))
+        by.setdefault(r["category"], []).append(silver_pairs.length_ratio(chosen, rejected))
     return {category: round(fmean(values), 3) for category, values in sorted(by.items())}
 
 
@@ -166,13 +159,13 @@ def build(out: Path, accept: set[str]) -> dict[str, Any]:
     accept: the licence terms besides open that silver pairs may come from.
     """
     began = time.monotonic()
-    settings = Settings(**read_yaml(SETTINGS))
+    settings = declared(SETTINGS, Settings)
     written = [
         row(p["id"], p["category"], p["prompt"], p["chosen"], p["rejected"])
         for p in read_jsonl(GOLD)
     ]
     kept = teaching(settings)
-    dropped = asked_by_evaluations(written + kept, settings)
+    dropped = asked_by_evaluations(written + kept)
     gold = [r for r in written if r["id"] not in dropped]
     parts = {
         "train": [r for r in gold if not is_held_out(r["id"], settings)]
@@ -198,6 +191,7 @@ def build(out: Path, accept: set[str]) -> dict[str, Any]:
             {
                 "gold": GOLD,
                 "settings": SETTINGS,
+                "mix": mix_stages.MIX,
                 "teaching": TEACHING,
                 "system_prompt": SYSTEM_PROMPT,
             },

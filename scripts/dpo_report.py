@@ -117,7 +117,7 @@ def training(run: Path) -> Facts:
 
 
 def examples(found: dict[str, Path]) -> list[Facts]:
-    """The first prompts of each safety set with every stage's answer: no choice among them."""
+    """Evenly spaced prompts of each safety set with every stage's answer: no choice among them."""
     answers: dict[tuple[str, str], Facts] = {}
     for stage, run in found.items():
         if not (run / "eval/safety.json").exists():

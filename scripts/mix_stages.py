@@ -26,9 +26,8 @@ from typing import Any, Literal
 
 import numpy as np
 import xxhash
-import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medalign import near_duplicates, semantic_duplicates, sources
 from medalign.artifacts import ROOT, StepError, write_json, written_whole
@@ -37,6 +36,7 @@ from medalign.convert_rows import Unusable, convert
 from medalign.decontaminate import Evaluations, read_items
 from medalign.deidentify import deidentify
 from medalign.score_rows import scores
+from medalign.settings import declared
 from medalign.sources import Dataset, Source
 
 MIX = ROOT / "data/mix.yaml"
@@ -106,11 +106,7 @@ class Settings(Strict):
 
 def settings(path: Path = MIX) -> Settings:
     """The settings as declared. StepError names the field that is wrong."""
-    try:
-        return Settings(**yaml.safe_load(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise StepError(f"{path}: {'; '.join(faults)}") from error
+    return declared(path, Settings)
 
 
 @dataclass

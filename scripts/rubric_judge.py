@@ -9,11 +9,9 @@ from statistics import fmean
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from medalign.judge import RUBRICS, Comparison, Judged, Verdict
-from medalign.refusal import is_refusal
+from medalign.refusal import SENTENCE, is_refusal
 from medalign.rows import words
 from medalign.sections import DISCLAIMER, parse
-
-SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 def _any_of(*patterns: str) -> re.Pattern[str]:

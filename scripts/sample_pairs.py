@@ -37,7 +37,7 @@ from medalign.artifacts import (
     written_whole,
 )
 from medalign.judge import Comparison, judge_of_environment
-from medalign.recipe import read_yaml
+from medalign.settings import declared
 
 SETTINGS = ROOT / "data/preferences/sampling.yaml"
 Row = dict[str, Any]
@@ -105,7 +105,7 @@ def sampled(
 def build(model: Path, weaker: Path | None, pairs: Path, out: Path) -> dict[str, Any]:
     """Write train.jsonl and manifest.json to `out`; returns the manifest."""
     began = time.monotonic()
-    settings = Settings(**read_yaml(SETTINGS))
+    settings = declared(SETTINGS, Settings)
     judge = judge_of_environment()
     models = {"model": require_file(model, "make gguf of the round before writes it")}
     if weaker:

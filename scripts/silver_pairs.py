@@ -34,9 +34,8 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from rich.console import Console
 from rich.table import Table
 
@@ -49,6 +48,7 @@ from medalign.mix_stages import Strict, hash_of
 from medalign.rows import words
 from medalign.score_rows import STOP
 from medalign.semantic_duplicates import centered, vectors
+from medalign.settings import declared
 from medalign.sources import Source, columns
 
 SILVER = ROOT / "data/preferences/silver.yaml"
@@ -147,13 +147,7 @@ def checked(frames: list[str], names: set[str]) -> list[str]:
 
 def settings(path: Path = SILVER) -> SilverSettings:
     """The settings as declared. StepError names the field that is wrong."""
-    try:
-        return SilverSettings(**yaml.safe_load(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise StepError(f"{path}: {'; '.join(faults)}") from error
-    except (yaml.YAMLError, TypeError) as error:
-        raise StepError(f"{path}: not a table of settings: {error}") from error
+    return declared(path, SilverSettings)
 
 
 @dataclass
@@ -712,7 +706,7 @@ def show(funnel: dict[str, Any], ratios: dict[str, float], left_out: dict[str, s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "build/pairs/silver.jsonl")
+    parser.add_argument("--out", type=Path, default=ROOT / "build/silver/silver.jsonl")
     parser.add_argument("--accept", default="", help="terms to use besides open ones")
     args = parser.parse_args()
     began, accept = time.monotonic(), set(filter(None, args.accept.split(",")))

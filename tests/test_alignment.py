@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import make
 from safetensors.torch import load_file
 
@@ -57,15 +60,8 @@ def trained(
     out: Path, recipe: Path, base: Path, *settings: str, overlay: Path | None = None
 ) -> dict:
     """Two steps of a preference recipe; its log."""
-    import subprocess
-    import sys
-
-    import yaml
-
     laid = read_yaml(ROOT / "recipes/rehearsal-dpo.yaml")
-    if overlay:
-        laid |= {k: v for k, v in read_yaml(overlay).items() if k != "datasets"}
-        laid["datasets"] = read_yaml(overlay).get("datasets", laid["datasets"])
+    laid |= read_yaml(overlay) if overlay else {}
     (out / "overlay.yaml").write_text(yaml.safe_dump(laid))
     command = [sys.executable, str(ROOT / "scripts/train_adapter.py"), "--recipe", str(recipe)]
     command += ["--out", str(out / "adapter"), "--overlay", str(out / "overlay.yaml")]

@@ -19,14 +19,15 @@ from medalign.build_pairs import (
     teaching,
 )
 from medalign.check_preferences import GOLD
-from medalign.recipe import read_yaml, system_prompt
+from medalign.recipe import system_prompt
 from medalign.refusal import is_refusal
 from medalign.sections import parse
+from medalign.settings import declared
 
 
 @pytest.fixture(scope="module")
 def settings() -> Settings:
-    return Settings(**read_yaml(SETTINGS))
+    return declared(SETTINGS, Settings)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_teaching_pairs_keep_the_format_against_refusals_and_bare_text(data, set
     assert refused == settings.teaching // 2
 
 
-def test_a_prompt_of_an_evaluation_is_found_and_dropped(settings, monkeypatch):
+def test_a_prompt_of_an_evaluation_is_found_and_dropped(monkeypatch):
     own = [d for d in sources.own_evaluations() if "refusal" in d.name]
     monkeypatch.setattr(build_pairs, "evaluations", lambda: (own, []))
     planted = read_jsonl(build_pairs.ROOT / own[0].path)[0]["prompt"]
@@ -73,11 +74,11 @@ def test_a_prompt_of_an_evaluation_is_found_and_dropped(settings, monkeypatch):
         row("a-2", "benign_lookalike", planted.upper(), "Yes.", "No."),
         row("a-3", "benign_lookalike", "How do I sharpen a kitchen knife safely?", "So.", "No."),
     ]
-    assert set(asked_by_evaluations(rows, settings)) == {"a-1", "a-2"}
+    assert set(asked_by_evaluations(rows)) == {"a-1", "a-2"}
 
 
-def test_no_gold_prompt_is_asked_by_any_evaluation(settings, gold):
+def test_no_gold_prompt_is_asked_by_any_evaluation(gold):
     if "MEDALIGN_DATA_DIR" not in os.environ:
         pytest.skip("MEDALIGN_DATA_DIR is not set: the public evaluations are not here")
     assert evaluations()[1] == []
-    assert asked_by_evaluations(gold, settings) == {}
+    assert asked_by_evaluations(gold) == {}
