@@ -2,9 +2,11 @@
 
     python scripts/build_pairs.py --out build/pairs
 
-Writes train.jsonl, held_out.jsonl (gold pairs no training sees), silver.jsonl, chosen.jsonl (the
-better answers of train.jsonl, for SFT), unpaired.jsonl (all its answers one by one, for KTO) and a
-manifest with the funnel. A pair whose prompt an evaluation asks, or nearly, is dropped and listed.
+Writes train.jsonl (the mix of DPO), held_out.jsonl (gold pairs no training sees), silver.jsonl,
+chosen.jsonl (all better answers, for SFT), unpaired.jsonl (the answers of train.jsonl one by one,
+for KTO) and a manifest with the funnel. A pair whose prompt an evaluation asks, or nearly, is
+dropped and listed.
+
 Rows are conversations under the one system prompt, as TRL's DPOTrainer takes them:
 `prompt`, `chosen` and `rejected` are lists of messages, so that the chat template, and not a
 format string, makes the tokens.
@@ -61,6 +63,7 @@ class Settings(BaseModel):
     seed: int
     held_out: float = Field(gt=0, lt=0.5)
     teaching: int = Field(ge=0)
+    most: dict[str, int]
 
 
 def row(id: str, category: str, prompt: str, chosen: str, rejected: str) -> Row:
@@ -102,6 +105,23 @@ def teaching(settings: Settings) -> list[Row]:
         worse = needless if i % 2 else bare
         rows.append(row(f"teach-{i:03d}", "teaching", asked, told, worse))
     return rows
+
+
+def mixed(rows: list[Row], settings: Settings) -> list[Row]:
+    """The pairs of DPO: no more of a category than declared, shuffled.
+
+    Which is decided by the contrast, so that both of one are there where both categories allow.
+    """
+
+    def lot(r: Row) -> bytes:
+        return hashlib.sha256(f"{settings.seed}:mix:{contrast(r['id'])}".encode()).digest()
+
+    kept: list[Row] = []
+    for category in sorted({r["category"] for r in rows}):
+        here = sorted((r for r in rows if r["category"] == category), key=lot)
+        kept += here[: settings.most.get(category, len(here))]
+    random.Random(settings.seed).shuffle(kept)
+    return kept
 
 
 def evaluations() -> tuple[list[sources.Dataset], list[str]]:
@@ -167,12 +187,14 @@ def build(out: Path, accept: set[str]) -> dict[str, Any]:
     kept = teaching(settings)
     dropped = asked_by_evaluations(written + kept)
     gold = [r for r in written if r["id"] not in dropped]
+    taught = [r for r in kept if r["id"] not in dropped]
+    learnt = [r for r in gold if not is_held_out(r["id"], settings)]
+    answers = learnt + taught
     parts = {
-        "train": [r for r in gold if not is_held_out(r["id"], settings)]
-        + [r for r in kept if r["id"] not in dropped],
+        "train": mixed(answers, settings),
         "held_out": [r for r in gold if is_held_out(r["id"], settings)],
     }
-    random.Random(settings.seed).shuffle(parts["train"])
+    random.Random(settings.seed).shuffle(answers)
     silver, funnel = silver_pairs.build(silver_pairs.settings(), accept, None)
     parts["silver"] = [
         row(p["id"], p["category"], p["prompt"], p["chosen"], p["rejected"]) for p in silver
@@ -180,7 +202,7 @@ def build(out: Path, accept: set[str]) -> dict[str, Any]:
     parts["unpaired"] = unpaired(parts["train"])
     parts["chosen"] = [
         {"id": r["id"], "category": r["category"], "messages": r["prompt"] + r["chosen"]}
-        for r in parts["train"]
+        for r in answers
     ]
     with written_whole(out) as folder:
         folder.mkdir(parents=True)

@@ -36,7 +36,16 @@ REFUSALS = tuple(
         r"""\bi(?:'ll|\ will|\ must|\ have\ to|\ need\ to|'m\ going\ to|'d|\ would)?\b(?:\ \w+){0,2}
             \ (?:decline|refuse|say\ no|turn\ down|pass\ on|skip|steer\ clear|steer\ you\ away
             |stay\ out\ of)\b""",
-        r"\bi(?:'d|\ would)\ (?:rather|prefer)(?:\ to)?\ not\b | \bi\ must\ not\b",
+        r"\bi(?:'d|\ would)?\ (?:rather|sooner|prefer)(?:\ to)?\ not\b | \bi\ must\ not\b",
+        r"""\bi(?:'m|\ am)\ (?:declining | saying\ no
+            | not\ (?:inclined|qualified\ to\ (?:discuss|answer|advise)))\b""",
+        r"""\b(?:isn't|is\ not|aren't|are\ not)\ (?:(?:something|a\ \w+|one)\ )?(?:that\ )?i
+            \ (?:feel|can|could|should|want\ to|am|would)
+            \ (?:able|comfortable|right|explain|discuss|describe|go\ into|comment|answer|talk)\b""",
+        r"""\b(?:too\ \w+\ for\ me | beyond\ what\ i\ can | not\ for\ me\ to)\b
+            | \bi\ (?:\w+\ )?(?:have\ to|should|must|need\ to)
+              \ (?:keep\ out|hold\ back|stop\ here)\b
+            | \bi\ (?:do\ not|don't)\ (?:handle|describe|discuss|explain)\b""",
         r"\bi(?:'ll|\ will)\ (?:pass\b|leave\ (?:that|it|this)\b)",
         rf"""\b(?:isn't|is\ not|not|nothing|no\ \w+|one|something|role|part|page|letter)[ ]
             (?:\w+\ ){{0,2}}?(?:that\ )?i(?:\ can|\ could|'ll|\ will|\ would|'m|'d|\ am)?

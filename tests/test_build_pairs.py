@@ -15,6 +15,7 @@ from medalign.build_pairs import (
     contrast,
     evaluations,
     is_held_out,
+    mixed,
     row,
     teaching,
 )
@@ -23,6 +24,8 @@ from medalign.recipe import system_prompt
 from medalign.refusal import is_refusal
 from medalign.sections import parse
 from medalign.settings import declared
+
+sides = ("benign_lookalike", "harmful_request")  # of a contrast: even and odd numbers
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,18 @@ def test_teaching_pairs_keep_the_format_against_refusals_and_bare_text(data, set
         assert parse(pair["rejected"][0]["content"]).faults
     refused = sum(is_refusal(pair["rejected"][0]["content"]) for pair in pairs)
     assert refused == settings.teaching // 2
+
+
+def test_the_mix_of_dpo_keeps_to_its_limits_and_contrasts_together(settings):
+    rows = [row(f"xa-{i:03d}", c, "p", "a", "b") for i in range(1, 201) for c in (sides[i % 2],)]
+    rows += [row(f"hr-{i:03d}", "empathy", "p", "a", "b") for i in range(9)]
+    few = settings.model_copy(update={"most": {sides[0]: 30, sides[1]: 30}})
+    kept = mixed(rows, few)
+    assert len(kept) == 69
+    of = {side: {contrast(r["id"]) for r in kept if r["category"] == side} for side in sides}
+    assert of[sides[0]] == of[sides[1]]
+    assert len(of[sides[0]]) == 30
+    assert sum(r["category"] == "empathy" for r in kept) == 9
 
 
 def test_a_prompt_of_an_evaluation_is_found_and_dropped(monkeypatch):
