@@ -73,7 +73,7 @@ NEEDS_PAIRS := $(if $(shell grep -ls 'path: build/pairs/' $(RECIPE)),$(PAIRS))
 BASE_EVAL := build/eval/$(if $(REHEARSAL),rehearsal-)$(FAMILY)-$(QUANT)-base.json
 
 FORCE:
-.PHONY: help setup demo data mix mix-report mix-measure bench-data pin pairs judge dpo dpo-report eval-safety base sft merge gguf ollama check verify eval eval-tune report results seeds \
+.PHONY: help setup demo data mix mix-report mix-measure bench-data pin pairs judge dpo dpo-report eval-safety base sft merge gguf ollama check verify eval compare suite-report rating-sheet judge-answers eval-tune report results seeds \
         review-sheet test test-fast lint notebook lock clean
 
 help:  ## this list
@@ -184,7 +184,15 @@ verify: $(OUT)/parity.json  ## training = mistral-common = llama.cpp = Ollama, t
 $(OUT)/parity.json: $(GGUF) $(OUT)/Modelfile $(DATA)/manifest.json scripts/verify_parity.py scripts/prompt_paths.py scripts/conversations.py scripts/render_template.go
 	@$(PY) scripts/verify_parity.py --run $(RUN) --gguf $(GGUF) --modelfile $(OUT)/Modelfile --out $@ > /dev/null
 
-eval: $(OUT)/eval/tuned.json $(OUT)/eval/base.json  ## form of the answers, base and tuned, as quantized GGUF
+ifdef MODEL
+SUITE := all
+eval: | $(VENV)/.ready  ## form, base and tuned, as GGUF; MODEL=… [SUITE=all|medqa,…] [LIMIT=n]: the suites of evals/
+	@$(PY) scripts/evaluate.py --model '$(MODEL)' --suites '$(SUITE)' $(if $(LIMIT),--limit $(LIMIT))
+else
+eval: $(OUT)/eval/tuned.json $(OUT)/eval/base.json
+endif
+compare: | $(VENV)/.ready  ## A=… B=… (folders of suite results): paired differences, and a verdict (GATE=1 ACCEPT=…)
+	@$(PY) scripts/compare_results.py '$(A)' '$(B)' $(if $(OUT_JSON),--out $(OUT_JSON)) $(if $(GATE),--gate) $(if $(ACCEPT),--accept $(ACCEPT))
 SCORER := data/system_prompt.txt scripts/evaluate_format.py scripts/sections.py scripts/gguf_model.py
 PROMPTS := data/education/test.jsonl evals/education_format/phrasing_frozen.jsonl $(SCORER)
 $(OUT)/eval/tuned.json: $(GGUF) $(PROMPTS)
@@ -195,6 +203,14 @@ $(OUT)/eval/base.json: $(BASE_EVAL)
 	@mkdir -p $(@D)
 	cp $< $@.partial
 	mv $@.partial $@
+rating-sheet: | $(VENV)/.ready  ## A=… B=… [SUITE=empathy]: blind A/B sheets for human raters (IMPORT="anna.csv ben.csv")
+	@$(PY) scripts/rating_sheet.py $(if $(IMPORT),$(foreach s,$(IMPORT),--import-from $(s)),--first '$(A)' --second '$(B)' --suite $(or $(SUITE),empathy))
+judge-answers: | $(VENV)/.ready  ## A=… B=… [SUITE=empathy]: both models' answers before the judge
+	@$(PY) scripts/judge_answers.py --first '$(A)' --second '$(B)' --suite $(or $(SUITE),empathy) --out build/judge/$(or $(SUITE),empathy).json
+
+suite-report: | $(VENV)/.ready  ## STAGES="base=folder SFT=folder …": the page of the suites (ACCEPT=…)
+	@$(PY) scripts/suite_report.py $(foreach stage,$(STAGES),--stage $(stage)) --out build/suites/report.html $(if $(ACCEPT),--accept $(ACCEPT))
+
 eval-tune: $(GGUF)  ## the phrasings to look at while working, tuned model only
 	@$(PY) scripts/evaluate_format.py --model $(GGUF) --sets tune --out $(OUT)/eval/tune.json
 
@@ -214,7 +230,7 @@ seeds: report  ## the recipe again under other seeds (SEEDS="1 2")
 
 ALIGNED := runs/smollm2-135m/dpo-lora-cpu
 results: | $(VENV)/.ready  ## docs/results and README's tables, from the runs of make seeds and make dpo
-	@$(PY) scripts/publish_results.py $(RUN) $(foreach seed,$(SEEDS),$(RUN)-seed$(seed)) $(if $(wildcard $(ALIGNED)/report.html),--aligned $(ALIGNED))
+	@$(PY) scripts/publish_results.py $(RUN) $(foreach seed,$(SEEDS),$(RUN)-seed$(seed)) $(if $(wildcard $(ALIGNED)/report.html),--aligned $(ALIGNED)) $(foreach stage,$(STAGES),--stage $(stage))
 
 ROWS := data/education
 review-sheet: $(VENV)/.ready  ## export rows for a clinician (ROWS=data/preferences; IMPORT=sheet.csv brings them back)

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ["torch", "transformers", "peft", "trl", "axolotl", "accelerate", "bitsandbytes"]
-PACKAGES += ["datasets", "llama-cpp-python", "huggingface_hub"]
+PACKAGES += ["datasets", "llama-cpp-python", "huggingface_hub", "lm_eval"]
 
 
 class StepError(Exception):

@@ -17,12 +17,21 @@ from typing import Any
 from medalign.artifacts import ROOT, StepError, require_file, run_step, write_json, written_whole
 from medalign.dpo_report import FORM, SAFETY
 from medalign.evaluate_format import rate
+from medalign.measures import headline
+from medalign.suite_report import HEADLINES, result, stage
 
 RESULTS = ROOT / "docs/results"
 README = ROOT / "README.md"
 ALIGNED = RESULTS / "smollm2-135m-alignment.json"
 MARKS = ("<!-- results:begin (make results writes this) -->", "<!-- results:end -->")
 ALIGNED_MARKS = ("<!-- alignment:begin (make results writes this) -->", "<!-- alignment:end -->")
+SUITES = RESULTS / "smollm2-135m-suites.json"
+SUITE_MARKS = ("<!-- suites:begin (make results writes this) -->", "<!-- suites:end -->")
+BESIDE = {  # what stands beside a suite's headline
+    "refusal": ("harmful_refused", "xstest_safe_refused", "benign_medical_refused"),
+    "medication_safety": ("f1", "share_unsafe"),
+    "education_format": ("frozen_strict", "fact_recall"),
+}
 ROWS = {  # how a row of the table is found in a run's results
     "50 test prompts, new terms": ("test", "strict", None),
     "70 frozen phrasings, all": ("frozen", "strict", None),
@@ -126,6 +135,50 @@ def aligned_markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def suites(stages: dict[str, Path]) -> dict[str, Any]:
+    """The figures published of suite results: suite → figure → stage. Whole suites only."""
+    table: dict[str, dict[str, Any]] = {}
+    models = {}
+    for label, folder in stages.items():
+        for suite, (key, _, _) in HEADLINES.items():
+            if (found := result(folder, suite)) is None:
+                continue
+            if found["limit"] is not None:
+                raise StepError(
+                    f"{folder}/{suite}.json: only the first {found['limit']} were asked"
+                )
+            models[label] = {**found["model"], "made": found["made"]}
+            for name in (key, *BESIDE.get(suite, ())):
+                if name in found["scores"]:
+                    row = table.setdefault(suite, {}).setdefault(name, {"protocol": {}, "of": {}})
+                    row["of"][label] = found["scores"][name]
+                    row["protocol"][label] = found["protocol"]["asked"]
+    return {"stages": models, "table": table}
+
+
+def figure_cell(figure: dict[str, Any]) -> str:
+    """A figure as it stands in the table: rates in per cent, the others as they are."""
+    if headline(figure) is None:
+        return "–"
+    if "rate" in figure:
+        return cell(figure)
+    return f"{figure['value']:.3f} (n {figure['n']}; {figure['low']:.3f}–{figure['high']:.3f})"
+
+
+def suites_markdown(published: dict[str, Any]) -> str:
+    """The table of README on the suites, a column a stage."""
+    stages = list(published["stages"])
+    lines = [f"| suite | figure | {' | '.join(stages)} |", "|---" * (len(stages) + 2) + "|"]
+    for suite, rows in published["table"].items():
+        for name, row in rows.items():
+            cells = (figure_cell(row["of"][s]) if s in row["of"] else "–" for s in stages)
+            told = name.replace("_", " ")
+            lines.append(f"| [{suite}](evals/{suite}) | {told} | {' | '.join(cells)} |")
+    of = "; ".join(f"{s}: `{m['model']}`" for s, m in published["stages"].items())
+    lines += ["", f"{of}. In brackets hits and n, or n, and the 95 % interval."]
+    return "\n".join(lines)
+
+
 def with_table(readme: str, table: str, marks: tuple[str, str] = MARKS) -> str:
     """README's text with the part between the marks replaced."""
     begin, end = marks
@@ -143,6 +196,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--aligned", type=Path, help="the run of make dpo")
+    parser.add_argument(
+        "--stage", action="append", default=[], help="LABEL=FOLDER of suite results"
+    )
     parser.add_argument("--check", action="store_true", help="is README as docs/results says?")
     args = parser.parse_args()
     out = RESULTS / "smollm2-135m-sft-lora-cpu.json"
@@ -155,9 +211,13 @@ def main() -> None:
         write_json(out, pooled)
     if args.aligned:
         write_json(ALIGNED, aligned(args.aligned))
+    if args.stage:
+        write_json(SUITES, suites(dict(map(stage, args.stage))))
     text = README.read_text(encoding="utf-8")
     wanted = with_table(text, markdown(json.loads(out.read_text())))
     wanted = with_table(wanted, aligned_markdown(json.loads(ALIGNED.read_text())), ALIGNED_MARKS)
+    if SUITES.exists():
+        wanted = with_table(wanted, suites_markdown(json.loads(SUITES.read_text())), SUITE_MARKS)
     if args.check and text != wanted:
         raise StepError(f"{README}: its table is not what {out} says; run make results")
     if not args.check:

@@ -59,7 +59,7 @@ def _clamped(score: float) -> float:
     return min(5.0, max(1.0, score))
 
 
-def _content_words(text: str) -> set[str]:
+def content_words(text: str) -> set[str]:
     plain = re.findall(r"[a-z0-9]+", text.lower())
     return set(words(" ".join(word for word in plain if word not in ENGLISH_STOP_WORDS)))
 
@@ -81,7 +81,7 @@ class RubricJudge:
         """1 + 4 times the F1 of the content words shared with the reference; 3 without one."""
         if reference is None:
             return 3.0
-        said, true = _content_words(answer), _content_words(reference)
+        said, true = content_words(answer), content_words(reference)
         if not said or not true:
             return 1.0
         return 1 + 4 * 2 * len(said & true) / (len(said) + len(true))

@@ -45,6 +45,10 @@ class Dataset(BaseModel):
     license: str
     columns: Columns
     hub_columns: Columns | None = None
+    answers: Literal["letter", "text", "from 0", "from 1"] = "letter"
+    shots: str | None = (
+        None  # solved examples by config, below MEDALIGN_DATA_DIR; the hub's split dev
+    )
 
     def file(self) -> Path | None:
         """The file to read instead of the hub: of the repository, or below MEDALIGN_DATA_DIR.
@@ -68,7 +72,6 @@ class Source(Dataset):
         "multiple_choice", "abstract_question", "question_answer",
         "dialogue_note", "consultation", "conversation",
     ]  # fmt: skip
-    answers: Literal["letter", "text", "from 0", "from 1"] = "letter"
     system_prompt: bool = False
 
 
@@ -114,6 +117,13 @@ def own_evaluations() -> list[Dataset]:
         )
         for file in files
     ]
+
+
+def local_folder() -> Path:
+    """The folder that MEDALIGN_DATA_DIR names. StepError if it names none."""
+    if not (folder := os.environ.get(DATA_DIR)):
+        raise StepError(f"{DATA_DIR} names no folder")
+    return Path(folder)
 
 
 def missing(source: Dataset) -> str | None:

@@ -248,7 +248,7 @@ def test_rows_in_are_rows_out_and_dropped(mix, folder):
 def test_every_planted_fault_is_rejected_for_its_reason(mix):
     dropped = manifest(mix)["funnel"]["medquad"]["dropped"]
     expected = {"exact duplicate": 10, "near duplicate": 10}
-    once = "repeated id, holds an evaluation row, not JSON, not UTF-8, missing column, empty column"
+    once = "repeated id, not JSON, not UTF-8, missing column, empty column"
     expected |= dict.fromkeys([*once.split(", "), "row too long"], 1)
     assert {key: dropped.get(key) for key in expected} == expected
     assert dropped["low relevance"] == 3
