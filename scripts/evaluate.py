@@ -197,7 +197,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first rows of each task")
     args = parser.parse_args()
     groups = {"all": list(SUITES), "benchmarks": list(BENCHMARKS)}
-    names = groups.get(args.suites) or [n for n in args.suites.split(",") if n]
+    named = [groups.get(name, [name]) for name in args.suites.split(",") if name]
+    names = list(dict.fromkeys(name for group in named for name in group))
     if unknown := [n for n in names if n not in SUITES]:
         raise StepError(f"no suite {', '.join(unknown)}; there are {', '.join(SUITES)}")
     if args.limit is not None and args.limit < 1:
