@@ -1,7 +1,11 @@
 """Blind rating sheets: what raters see, what comes back."""
 
 import csv
+import html
 import json
+import re
+import shutil
+import subprocess
 
 import pytest
 from conftest import script
@@ -124,3 +128,29 @@ def test_the_judge_scores_both_models(tmp_path):
     assert found["second_wins"]["k"] == found["second_wins"]["n"] == 6
     assert found["scores"]["second"]["empathy"]["value"] > 4
     assert found["consistent"]["rate"] == 1.0
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+def test_the_page_counts_and_its_table_can_be_read_back(sheet, tmp_path):
+    clicks = """<script>
+    document.getElementById("rater").value = "anna";
+    for (const n of [1, 2]) document.querySelector(`input[name=n${n}][value=left]`).click();
+    document.querySelector("[data-comment]").value = 'she said "no", twice';
+    document.body.dataset.table = table();
+    </script>"""
+    page = tmp_path / "page.html"
+    page.write_text((sheet / "sheet.html").read_text().replace("</body>", clicks + "</body>"))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    done = subprocess.run(
+        [*command, f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "2 of 30 rated" in done.stdout
+    table = html.unescape(re.search(r'data-table="(.*?)"', done.stdout, re.DOTALL).group(1))
+    saved = sheet / "saved.csv"
+    saved.write_text(table)
+    assert rating_sheet.ratings(saved, set(range(1, 31))) == ("anna", {1: "left", 2: "left"})
+    found = rating_sheet.summary([saved], sheet / "key.json")
+    assert found["items"] == 2
