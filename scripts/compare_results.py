@@ -129,8 +129,9 @@ def show(found: dict[str, Item], a: Path, b: Path) -> None:
             "-" if "mcnemar_p" not in f else f"{f['mcnemar_p']:.4f}",
             f"[{colour}]{f['verdict']}",
         )
-    Console().print(f"A {a}\nB {b}")
-    Console().print(table)
+    console = Console(width=110)
+    console.print(f"A {a}\nB {b}")
+    console.print(table)
 
 
 def main() -> int:
