@@ -1,7 +1,6 @@
 """What the task files here call by `!function`; the functions themselves are in scripts/."""
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
 from medalign import benchmarks, measures
@@ -10,22 +9,21 @@ from medalign.benchmarks import feelings, plans, questions, requests, teaching  
 Pair = tuple[int, int]  # right option, chosen option
 
 
-def _kept(keeper: str, doc: Any, results: Any) -> dict[str, Any]:
-    kept = benchmarks.KEEPERS[keeper](doc, results)
+def _scores(kept: dict[str, Any]) -> dict[str, Any]:
     pair = kept["gold"], kept["chosen"]
     return {"acc": float(pair[0] == pair[1]), "balanced_acc": pair, "macro_f1": pair}
 
 
 def likeliest(doc: Any, results: Any) -> dict[str, Any]:
-    return _kept("likeliest", doc, results)
+    return _scores(benchmarks.likeliest(doc, results))
 
 
 def lettered(doc: Any, results: Any) -> dict[str, Any]:
-    return _kept("lettered", doc, results)
+    return _scores(benchmarks.lettered(doc, results))
 
 
 def worded(doc: Any, results: Any) -> dict[str, Any]:
-    return _kept("worded", doc, results)
+    return _scores(benchmarks.worded(doc, results))
 
 
 def refused(doc: Any, results: Any) -> dict[str, Any]:
@@ -56,7 +54,3 @@ def balanced_accuracy(pairs: Sequence[Pair]) -> float:
 
 def macro_f1(pairs: Sequence[Pair]) -> float:
     return _of_table(pairs, measures.macro_f1)
-
-
-def mean(values: Sequence[float]) -> float:
-    return fmean(values)

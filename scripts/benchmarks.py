@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset as Table
@@ -59,25 +59,23 @@ def question(dataset: sources.Dataset, place: str, row: Doc, labels: Sequence[st
 
 def shots(dataset: sources.Dataset, subject: str) -> list[Doc]:
     """The solved examples of a subject, in the order of the source."""
-    docs = []
     if dataset.file() is None:
         assert dataset.hub
-        found = load_dataset(dataset.hub, subject, split="dev", revision=dataset.revision)
-        return [question(dataset, f"dev[{i}]", dict(row), ()) for i, row in enumerate(found)]
-    file = sources.local_folder() / str(dataset.shots).format(subject)
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        for i, (asked, *options, letter) in enumerate(csv.reader(lines)):
-            docs.append(
-                {
-                    "id": f"dev[{i}]",
-                    "subject": subject,
-                    "context": "",
-                    "question": asked.strip(),
-                    "options": option_list(options),
-                    "gold": right_option(letter, options, "letter"),
-                }
-            )
-    return docs
+        rows = list(
+            map(dict, load_dataset(dataset.hub, subject, split="dev", revision=dataset.revision))
+        )
+    else:
+        file = sources.local_folder() / str(dataset.shots).format(subject)
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            rows = [_as_declared(dataset, subject, line) for line in csv.reader(lines)]
+    return [question(dataset, f"dev[{i}]", row, ()) for i, row in enumerate(rows)]
+
+
+def _as_declared(dataset: sources.Dataset, subject: str, line: list[str]) -> Doc:
+    """A line of MMLU's CSV, which has no head and a letter for the answer, as a row of the hub."""
+    asked, *options, letter = line
+    row = {"question": asked, "options": options, "gold": LETTERS.find(letter), "subject": subject}
+    return {str(dataset.columns[key]): value for key, value in row.items()}
 
 
 def questions(
@@ -243,8 +241,3 @@ def felt(doc: Doc, results: Sequence[Any]) -> Doc:
     answer = str(results[0])
     score = RubricJudge().empathy(answer, "empathy") if answer.strip() else 1.0
     return {"empathy": score, "refused": is_refusal(answer), "answer": answer}
-
-
-KEEPERS: dict[str, Callable[[Doc, Sequence[Any]], Doc]] = {
-    f.__name__: f for f in (likeliest, lettered, worded, refused, formed, felt)
-}

@@ -59,6 +59,13 @@ def keyed(result: Item, where: Path) -> dict[tuple[str, str], Item]:
     return found
 
 
+def answered(first: Path, second: Path, suite: str) -> list[tuple[tuple[str, str], Item, Item]]:
+    """What both models answered in words: key and both items, in the order of the keys."""
+    before, after = (keyed(load(folder, suite), folder) for folder in (first, second))
+    shared = sorted(before.keys() & after.keys())
+    return [(key, before[key], after[key]) for key in shared if "answer" in before[key]]
+
+
 def compare(suite: str, a: Path, b: Path) -> Item:
     """The paired difference B - A on a suite.
 

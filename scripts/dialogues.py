@@ -22,6 +22,7 @@ from lm_eval.api.instance import Instance
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medalign.artifacts import ROOT, StepError, read_jsonl
+from medalign.measures import grouped, subject
 from medalign.refusal import is_refusal
 from medalign.sections import parse
 from medalign.suite import rate
@@ -119,7 +120,6 @@ def scored(script: Conversation, answers: Sequence[str]) -> list[Item]:
     items = []
     for place, (turn, answer) in enumerate(zip(script.turns, answers, strict=True)):
         before = "none" if turn.same_as is None else stances[turn.same_as]
-        said = [stances[place]] if turn.expect == "fact" else []
         items.append(
             {
                 "id": turn.id,
@@ -128,7 +128,7 @@ def scored(script: Conversation, answers: Sequence[str]) -> list[Item]:
                 "expect": turn.expect,
                 "prompt": turn.prompt,
                 "held": held(turn, answer),
-                "stance": said[0] if said else None,
+                "stance": stances[place] if turn.expect == "fact" else None,
                 # Only an answer that took a side before can contradict itself.
                 "consistent": None if before == "none" else before == stances[place],
                 "answer": answer,
@@ -165,21 +165,18 @@ def share(items: Sequence[Item], key: str) -> Item:
 
 def figures(items: Sequence[Item]) -> Item:
     """Rates of turns held, by what was expected, kind of conversation and place in it."""
-    by_expect: dict[str, list[Item]] = defaultdict(list)
-    by_turn: dict[str, list[Item]] = defaultdict(list)
-    by_kind: dict[str, list[Item]] = defaultdict(list)
-    for item in items:
-        if item["held"] is not None:
-            by_expect[item["expect"]].append(item)
-            by_turn[f"turn {item['turn'] + 1}"].append(item)
-            by_kind[item["subject"]].append(item)
+    checked = [item for item in items if item["held"] is not None]
+
+    def kept(of: list[Item]) -> Item:
+        return share(of, "held")
+
     asked = list(dict.fromkeys(item["id"].split("/")[0] for item in items))
     failed = {item["id"].split("/")[0] for item in items if item["held"] is False}
     return {
         "held": share(items, "held"),
         "consistent": share(items, "consistent"),
         "whole_conversations": rate(len(asked) - len(failed), len(asked)),
-        "by_expectation": {k: share(v, "held") for k, v in sorted(by_expect.items())},
-        "by_subject": {k: share(v, "held") for k, v in sorted(by_kind.items())},
-        "by_turn": {k: share(v, "held") for k, v in sorted(by_turn.items())},
+        "by_expectation": grouped(checked, lambda item: item["expect"], kept),
+        "by_subject": grouped(checked, subject, kept),
+        "by_turn": grouped(checked, lambda item: f"turn {item['turn'] + 1}", kept),
     }

@@ -14,13 +14,14 @@ import argparse
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medalign import benchmarks, dialogues, measures
+from medalign import dialogues, measures
 from medalign.artifacts import ROOT, StepError, manifest, run_step, write_json
+from medalign.benchmarks import felt, formed, lettered, likeliest, refused, worded
 from medalign.models import Model, open_model
 from medalign.recipe import system_prompt
 from medalign.suite import told
@@ -28,19 +29,20 @@ from medalign.suite import told
 CACHE = ROOT / "build/eval-cache"
 SEED = 0
 Item = dict[str, Any]
+Keep = Callable[[Item, Sequence[Any]], Item]  # document and results → what is kept
 
 
 @dataclass(frozen=True)
 class Suite:
     """A suite. tasks: of evals/, asked by likelihood or as chats; chat: what is asked of a model
-    that gives no likelihoods; keep: name of what keeps an answer; figures: made of what is kept.
+    that gives no likelihoods; keep: what keeps of an answer; figures: made of what is kept.
     """
 
     figures: Callable[[list[Item]], Item]
-    keep: str
+    keep: Keep | None
     tasks: tuple[str, ...]
     chat: str | None = None
-    keep_chat: str = "lettered"
+    keep_chat: Keep = lettered
 
 
 def mmlu(name: str) -> str:
@@ -53,25 +55,29 @@ SUBJECTS = [
 ]
 CHOICE = measures.choice
 SUITES = {
-    "medqa": Suite(CHOICE, "likeliest", ("medalign_medqa",), "medalign_medqa_generate"),
+    "medqa": Suite(CHOICE, likeliest, ("medalign_medqa",), "medalign_medqa_generate"),
     "pubmedqa": Suite(
-        CHOICE, "likeliest", ("medalign_pubmedqa",), "medalign_pubmedqa_generate", "worded"
+        CHOICE,
+        likeliest,
+        ("medalign_pubmedqa",),
+        "medalign_pubmedqa_generate",
+        worded,
     ),
-    "medmcqa": Suite(CHOICE, "likeliest", ("medalign_medmcqa",), "medalign_medmcqa_generate"),
+    "medmcqa": Suite(CHOICE, likeliest, ("medalign_medmcqa",), "medalign_medmcqa_generate"),
     "mmlu_medical": Suite(
-        CHOICE, "likeliest", tuple(map(mmlu, SUBJECTS)), "medalign_mmlu_medical_generate"
+        CHOICE, likeliest, tuple(map(mmlu, SUBJECTS)), "medalign_mmlu_medical_generate"
     ),
     "medication_safety": Suite(
         measures.detection,
-        "likeliest",
+        likeliest,
         ("medalign_medication_safety",),
         "medalign_medication_safety_generate",
-        "worded",
+        worded,
     ),
-    "refusal": Suite(measures.refusals, "refused", ("medalign_refusal",)),
-    "education_format": Suite(measures.form, "formed", ("medalign_education_format",)),
-    "empathy": Suite(measures.feeling, "felt", ("medalign_empathy",)),
-    "multi_turn": Suite(dialogues.figures, "", ()),
+    "refusal": Suite(measures.refusals, refused, ("medalign_refusal",)),
+    "education_format": Suite(measures.form, formed, ("medalign_education_format",)),
+    "empathy": Suite(measures.feeling, felt, ("medalign_empathy",)),
+    "multi_turn": Suite(dialogues.figures, None, ()),
 }
 BENCHMARKS = ("medqa", "pubmedqa", "medmcqa", "mmlu_medical")
 
@@ -88,10 +94,11 @@ def asked(suite: Suite, model: Model, manager: Any, limit: int | None) -> tuple[
     """Ask a suite's tasks through lm-eval; what is kept of each answer, and the protocol."""
     from lm_eval import simple_evaluate
 
-    by_likelihood = suite.keep == "likeliest" and model.likelihoods
-    as_chat = suite.keep == "likeliest" and not model.likelihoods
+    by_likelihood = suite.keep is likeliest and model.likelihoods
+    as_chat = suite.keep is likeliest and not model.likelihoods
     tasks = [str(suite.chat)] if as_chat else list(suite.tasks)
-    keep = benchmarks.KEEPERS[suite.keep_chat if as_chat else suite.keep]
+    keep = suite.keep_chat if as_chat else suite.keep
+    assert keep is not None, "conversations are asked by dialogues"
     system = None if by_likelihood else system_prompt()
     result = simple_evaluate(
         model=model.lm,

@@ -7,12 +7,8 @@ begin with alike (the five shots of a subject) is read once.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,17 +63,9 @@ class GGUF(TemplateLM):
         add = add and not (bos and string.startswith(bos))
         return list(self.vocabulary.tokenize(string.encode(), add_bos=add, special=True))
 
-    def _map(self, work: Any, tasks: Sequence[Any], n_ctx: int, chunk: int) -> Iterator[Any]:
-        context = multiprocessing.get_context("spawn")
-        cores = min(len(os.sched_getaffinity(0)), gguf_model.MOST_WORKERS)
-        workers = max(1, min(len(tasks), cores))
-        with ProcessPoolExecutor(workers, context, gguf_scores.start, (self.path, n_ctx)) as pool:
-            try:
-                yield from pool.map(work, tasks, chunksize=chunk)
-            except BrokenProcessPool as error:
-                raise StepError(f"{self.path}: llama.cpp ended while answering") from error
-            finally:
-                pool.shutdown(cancel_futures=True)
+    def _spread(self, work: Any, tasks: Sequence[Any], chunk: int = 1) -> Iterator[Any]:
+        settings = {"n_ctx": self.max_length, "n_batch": gguf_scores.BLOCK}
+        return gguf_model.spread(self.path, work, tasks, chunk=chunk, **settings)
 
     def _loglikelihood_tokens(
         self,
@@ -92,7 +80,7 @@ class GGUF(TemplateLM):
         groups = sorted(alike)
         tasks = [(*group, [requests[i][2][-1] for i in alike[group]]) for group in groups]
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        scored = self._map(gguf_scores.score_task, tasks, self.max_length, CHUNK)
+        scored = self._spread(gguf_scores.score_task, tasks, CHUNK)
         for group, results in zip(
             groups, tqdm(scored, self.path.name, len(tasks), disable=disable_tqdm), strict=True
         ):
@@ -115,7 +103,7 @@ class GGUF(TemplateLM):
         prompts = [self.tok_encode(r.args[0])[-(self.max_length - most) :] for r in requests]
         work = partial(gguf_scores.answer, max_tokens=most, stop=stop)
         answers = []
-        asked = self._map(work, prompts, self.max_length, 1)
+        asked = self._spread(work, prompts)
         for request, answer in zip(
             requests, tqdm(asked, self.path.name, len(prompts), disable=disable_tqdm), strict=True
         ):

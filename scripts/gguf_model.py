@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -109,14 +109,38 @@ def ask(llm, messages: Chat, max_tokens: int, temperature: float = 0.0, seed: in
 _loaded: list = []  # the model of this worker process
 
 
-def _start(path: Path) -> None:
+def _start(path: Path, settings: dict[str, Any]) -> None:
     """Load the model once in a worker; Ctrl-C is the parent's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _loaded.append(load(path))
+    _loaded.append(load(path, **settings))
+
+
+def loaded() -> Any:
+    """The model of this worker process."""
+    return _loaded[0]
+
+
+def spread(
+    path: Path, work: Callable[..., Any], *tasks: Sequence[Any], chunk: int = 1, **settings: Any
+) -> Iterator[Any]:
+    """`work` of every task, one process a core with the model loaded; in the order of the tasks.
+
+    tasks: arguments of `work`, as map takes them; chunk: how many a worker takes at once;
+    settings: as load takes them.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers = max(1, min(len(tasks[0]), len(os.sched_getaffinity(0)), MOST_WORKERS))
+    with ProcessPoolExecutor(workers, context, _start, (path, settings)) as pool:
+        try:
+            yield from pool.map(work, *tasks, chunksize=chunk)
+        except BrokenProcessPool as error:
+            raise StepError(f"{path}: llama.cpp ended while answering (out of memory?)") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _answer(messages: Chat, seed: int, max_tokens: int, temperature: float) -> Answer:
-    return ask(_loaded[0], messages, max_tokens, temperature, seed)
+    return ask(loaded(), messages, max_tokens, temperature, seed)
 
 
 def ask_all(
@@ -127,13 +151,5 @@ def ask_all(
     With a temperature a chat's seed is its place in `chats`.
     """
     load(path)  # a damaged file is told here, not by every worker
-    context = multiprocessing.get_context("spawn")
-    workers = max(1, min(len(chats), len(os.sched_getaffinity(0)), MOST_WORKERS))
-    with ProcessPoolExecutor(workers, context, _start, (path,)) as pool:
-        try:
-            answer = partial(_answer, max_tokens=max_tokens, temperature=temperature)
-            yield from pool.map(answer, chats, range(len(chats)))
-        except BrokenProcessPool as error:
-            raise StepError(f"{path}: llama.cpp ended while answering (out of memory?)") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    answer = partial(_answer, max_tokens=max_tokens, temperature=temperature)
+    yield from spread(path, answer, chats, range(len(chats)))

@@ -6,7 +6,6 @@ Apart from gguf_lm, so that a worker does not load lm-eval.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,18 +64,13 @@ def score(llm: Any, shared: Tokens, length: int, last: Sequence[int]) -> list[tu
     return [(total + float(logs[token]), greedy and likeliest == token) for token in last]
 
 
-_loaded: list[Any] = []  # the model of this worker process
-
-
-def start(path: Path, n_ctx: int) -> None:
-    _loaded.append(gguf_model.load(path, n_ctx=n_ctx, n_batch=BLOCK))
-
-
 def score_task(task: tuple[Tokens, int, list[int]]) -> list[tuple[float, bool]]:
-    return score(_loaded[0], *task)
+    return score(gguf_model.loaded(), *task)
 
 
 def answer(prompt: list[int], max_tokens: int, stop: list[str]) -> str:
-    _loaded[0].reset()
-    done = _loaded[0].create_completion(prompt, max_tokens=max_tokens, temperature=0.0, stop=stop)
+    gguf_model.loaded().reset()
+    done = gguf_model.loaded().create_completion(
+        prompt, max_tokens=max_tokens, temperature=0.0, stop=stop
+    )
     return str(done["choices"][0]["text"])

@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from medalign import benchmarks
 from medalign.artifacts import StepError, manifest, run_step, write_json
-from medalign.compare_results import keyed, load
+from medalign.compare_results import answered
 from medalign.evaluate import SUITES
 from medalign.judge import RUBRICS, Comparison, Judge, judge_of_environment, sign
 from medalign.measures import mean
@@ -28,12 +29,8 @@ CATEGORY = {"empathy": "empathy", "education_format": "format"}  # of suites tha
 
 def comparisons(first: Path, second: Path, suite: str) -> list[Comparison]:
     """Both models' answers to the same prompts. StepError if they share none."""
-    before, after = (keyed(load(folder, suite), folder) for folder in (first, second))
     cases = []
-    for key in sorted(before.keys() & after.keys()):
-        a, b = before[key], after[key]
-        if "answer" not in a:
-            continue
+    for key, a, b in answered(first, second, suite):
         harmful = "harmful_request" if a["subject"] == "harmful" else "benign_lookalike"
         category = CATEGORY.get(suite, harmful)
         reference = a.get("reference") or None
@@ -69,7 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--first", type=Path, required=True, help="folder of suite results")
     parser.add_argument("--second", type=Path, required=True, help="folder of suite results")
-    wordy = [name for name, suite in SUITES.items() if suite.keep in ("refused", "formed", "felt")]
+    kept = (benchmarks.refused, benchmarks.formed, benchmarks.felt)
+    wordy = [name for name, suite in SUITES.items() if suite.keep in kept]
     parser.add_argument("--suite", choices=wordy, default="empathy")
     parser.add_argument("--out", type=Path, required=True, help="result JSON")
     args = parser.parse_args()

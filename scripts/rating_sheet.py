@@ -13,7 +13,6 @@ and the agreement of the raters (Cohen's kappa of each two).
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import random
@@ -25,9 +24,9 @@ from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
 from medalign.artifacts import StepError, run_step, sha256, write_json, written_whole
-from medalign.compare_results import keyed, load
+from medalign.compare_results import answered
 from medalign.pages import fill
-from medalign.review_sheet import cell
+from medalign.review_sheet import read_sheet, write_sheet
 from medalign.suite import rate, told
 
 TEMPLATE = Path(__file__).with_name("rating_sheet.html.jinja")
@@ -38,30 +37,22 @@ Facts = dict[str, Any]
 
 def export(first: Path, second: Path, suite: str, out: Path, n: int, seed: int) -> int:
     """Write the sheet of at most `n` items, drawn by `seed`. Returns how many."""
-    before, after = (keyed(load(folder, suite), folder) for folder in (first, second))
-    shared = sorted(before.keys() & after.keys())
     both = [
-        k for k in shared if "answer" in before[k] and before[k]["answer"] != after[k]["answer"]
+        (key, a["prompt"], (a["answer"], b["answer"]))
+        for key, a, b in answered(first, second, suite)
+        if a["answer"] != b["answer"]
     ]
     if not both:
         raise StepError(f"{suite}: no item both answered in words, and differently")
     draw = random.Random(seed)
     lines, key = [], []
-    for number, item in enumerate(draw.sample(both, min(n, len(both))), 1):
+    for number, (item, prompt, answers) in enumerate(draw.sample(both, min(n, len(both))), 1):
         swapped = draw.random() < 0.5
-        answers = [before[item]["answer"], after[item]["answer"]]
         left, right = reversed(answers) if swapped else answers
-        prompt = before[item]["prompt"]
         lines.append({"number": number, "prompt": prompt, "left": left, "right": right})
         key.append({"number": number, "item": list(item), "left": "second" if swapped else "first"})
     out.mkdir(parents=True, exist_ok=True)
-    with (
-        written_whole(out / "sheet.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8-sig") as file,
-    ):
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows({k: cell(line.get(k, "")) for k in COLUMNS} for line in lines)
+    write_sheet(out / "sheet.csv", COLUMNS, lines)
     html = fill(TEMPLATE, lines=lines, suite=suite, columns=COLUMNS, choices=CHOICES)
     with written_whole(out / "sheet.html") as temporary:
         temporary.write_text(html, encoding="utf-8")
@@ -73,16 +64,8 @@ def export(first: Path, second: Path, suite: str, out: Path, n: int, seed: int) 
 
 def ratings(sheet: Path, known: set[int]) -> tuple[str, dict[int, str]]:
     """A rater's name and choices by number. StepError names the line of what is wrong."""
-    try:
-        text = sheet.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StepError(f"{sheet}: cannot be read as a UTF-8 CSV ({error})") from error
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    if missing := {"number", "better", "rater"} - set(reader.fieldnames or []):
-        raise StepError(f"{sheet}:1: no column {', '.join(sorted(missing))}")
     names, found = set(), {}
-    for line in reader:
-        where = f"{sheet}:{reader.line_num}"
+    for where, line in read_sheet(sheet, {"number", "better", "rater"}):
         better = (line["better"] or "").strip().lower()
         if not better:
             continue

@@ -17,6 +17,7 @@ import csv
 import datetime as dt
 import hashlib
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,33 @@ def export_sheet(out: Path, folder: Path) -> int:
         still_open += not holds
         line = {"split": split, **row, "row_hash": row_hash(row)}
         line |= {k: made[k] for k in FILLED} if holds else {}
-        lines.append({k: cell(line.get(k, "")) for k in columns})
+        lines.append(line)
+    write_sheet(out, columns, lines)
+    return still_open
+
+
+def write_sheet(out: Path, columns: Sequence[str], lines: Iterable[dict[str, Any]]) -> None:
+    """A CSV that spreadsheets open; a column that a line lacks is empty."""
     with (
         written_whole(out) as temporary,
         temporary.open("w", newline="", encoding="utf-8-sig") as f,
     ):
         writer = csv.DictWriter(f, columns)
         writer.writeheader()
-        writer.writerows(lines)
-    return still_open
+        writer.writerows({k: cell(line.get(k, "")) for k in columns} for line in lines)
+
+
+def read_sheet(sheet: Path, needed: set[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Lines of a CSV with their place. StepError if it cannot be read or lacks a column."""
+    try:
+        text = sheet.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StepError(f"{sheet}: cannot be read as a UTF-8 CSV ({error})") from error
+    reader = csv.DictReader(text.splitlines(keepends=True))
+    if missing := needed - set(reader.fieldnames or []):
+        raise StepError(f"{sheet}:1: no column {', '.join(sorted(missing))}")
+    for line in reader:
+        yield f"{sheet}:{reader.line_num}", line
 
 
 def import_sheet(sheet: Path, folder: Path) -> int:
@@ -87,15 +106,7 @@ def import_sheet(sheet: Path, folder: Path) -> int:
     current = {row["id"]: row for _, row in rows(folder)}
     known = {r["id"]: r for r in read_jsonl(reviews)} if reviews.exists() else {}
     taken = 0
-    try:
-        text = sheet.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StepError(f"{sheet}: cannot be read as a UTF-8 CSV ({error})") from error
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    if missing := {"id", "row_hash", *FILLED} - set(reader.fieldnames or []):
-        raise StepError(f"{sheet}:1: no column {', '.join(sorted(missing))}")
-    for line in reader:
-        where = f"{sheet}:{reader.line_num}"
+    for where, line in read_sheet(sheet, {"id", "row_hash", *FILLED}):
         decision = (line["decision"] or "").strip().lower()
         if not decision:
             continue

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -22,7 +21,7 @@ from matplotlib.axes import Axes
 
 from medalign.artifacts import ROOT, StepError, read_jsonl, run_step, written_whole
 from medalign.charts import FG, GRID, MUTED, TUNED, svg
-from medalign.compare_results import compare, good
+from medalign.compare_results import compare, good, load
 from medalign.evaluate import SUITES
 from medalign.measures import headline
 from medalign.pages import fill
@@ -67,8 +66,7 @@ def stage(text: str) -> tuple[str, Path]:
 
 def result(folder: Path, suite: str) -> Facts | None:
     """A suite's result, if the stage has it."""
-    path = folder / f"{suite}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return load(folder, suite) if (folder / f"{suite}.json").exists() else None
 
 
 def bars(suite: str, found: dict[str, Facts]) -> Markup:
@@ -132,15 +130,21 @@ def worst(suite: str, last: Facts) -> list[Facts]:
     return wrong[:WORST]
 
 
-def contamination(suite: str) -> str:
-    """How many training rows were dropped for this suite's sake, by the mix's own list."""
+def dropped() -> Counter[str] | None:
+    """Training rows dropped for an evaluation's sake, by the mix's own list; None without a mix."""
     if not REJECTED.exists():
-        return "not known here: the training mix was not built (make mix)"
-    hits = Counter(
+        return None
+    return Counter(
         row["evidence"]["place"].split(": ")[0]
         for row in read_jsonl(REJECTED)
         if row["reason"] == "holds an evaluation row"
     )
+
+
+def contamination(suite: str, hits: Counter[str] | None) -> str:
+    """What of `hits` is this suite's, in words."""
+    if hits is None:
+        return "not known here: the training mix was not built (make mix)"
     told = [f"{hits[name]} for {name}" for name in KEPT_APART[suite]]
     return "rows dropped from the training mix because they hold one of these: " + ", ".join(told)
 
@@ -149,6 +153,7 @@ def build(stages: dict[str, Path], out: Path, accepted: set[str]) -> list[str]:
     """Write the page; returns the suites whose drop is not accepted."""
     suites: dict[str, Facts] = {}
     red: list[str] = []
+    hits = dropped()
     for suite in SUITES:
         found = {n: r for n, folder in stages.items() if (r := result(folder, suite)) is not None}
         if not found:
@@ -170,7 +175,7 @@ def build(stages: dict[str, Path], out: Path, accepted: set[str]) -> list[str]:
             "changes": changes,
             "worst": worst(suite, last),
             "last": names[-1],
-            "contamination": contamination(suite),
+            "contamination": contamination(suite, hits),
             "links": {n: os.path.relpath(stages[n] / f"{suite}.json", out.parent) for n in found},
         }
     if not suites:
