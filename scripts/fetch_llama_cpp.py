@@ -1,9 +1,9 @@
-"""Unpack llama.cpp's converter from the source distribution of llama-cpp-python.
+"""Unpack llama.cpp's converter and server from the source distribution of llama-cpp-python.
 
-    python scripts/fetch_converter.py --out build/llama.cpp
+    python scripts/fetch_llama_cpp.py --out build/llama.cpp
 
-The converter must be of the very llama.cpp that later runs the model, and the source
-distribution of the installed llama-cpp-python carries just that one.
+Both must be of the very llama.cpp that runs the model, and the source distribution of the
+installed llama-cpp-python carries just that one.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from pathlib import Path
 from medalign.artifacts import StepError, require_space, run_step, written_whole
 
 PACKAGE = "llama-cpp-python"
-WANTED = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
+CONVERTER = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/")
+SERVER = ("tools/server/", "tools/ui/ui.", "tools/mtmd/", "common/", "include/", "ggml/include/")
+WANTED = (*CONVERTER, *SERVER, "vendor/", "LICENSE")
+LEFT_OUT = ("tools/server/tests/", "tools/server/bench/")
 
 
 def fetch(out: Path) -> None:
-    """Download the source distribution with pip and unpack the converter into `out`."""
+    """Download the source distribution with pip and unpack what is wanted into `out`."""
     version = importlib.metadata.version(PACKAGE)
     require_space(out, 0.5)
     with tempfile.TemporaryDirectory() as temporary, written_whole(out) as folder:
@@ -34,7 +37,7 @@ def fetch(out: Path) -> None:
         with tarfile.open(next(Path(temporary).glob("*.tar.gz"))) as archive:
             for member in archive:
                 _, found, name = member.name.partition("/vendor/llama.cpp/")
-                if found and name.startswith(WANTED):
+                if found and name.startswith(WANTED) and not name.startswith(LEFT_OUT):
                     archive.extract(member.replace(name=name), folder, filter="data")
         (folder / "VERSION").write_text(f"{PACKAGE} {version}\n")
 
