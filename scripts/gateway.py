@@ -11,8 +11,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,22 +129,20 @@ class Gateway:
         if fault := self.backend.fault:
             raise ApiError(503, fault, "model_not_ready", retry_after=2)
 
-    async def chunks(self, route: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """The backend's stream, parsed. ApiError for whatever goes wrong with it."""
-        deadline = asyncio.get_running_loop().time() + self.limits.seconds
+    async def read(
+        self, route: str, body: dict[str, Any], pieces: asyncio.Queue[dict[str, Any] | None]
+    ) -> None:
+        """Put the backend's stream into `pieces`, parsed, and None at its end, good or bad."""
         try:
-            async with self.client.stream(
-                "POST", self.backend.url + route, json=body, headers=self.backend.headers
-            ) as reply:
+            async with (
+                asyncio.timeout(self.limits.seconds),
+                self.client.stream(
+                    "POST", self.backend.url + route, json=body, headers=self.backend.headers
+                ) as reply,
+            ):
                 if reply.status_code != 200:
                     raise self.refused(reply.status_code, await reply.aread())
-                lines = aiter(reply.aiter_lines())
-                # No asyncio.timeout around a yield: who goes on may be another task.
-                while True:
-                    left = deadline - asyncio.get_running_loop().time()
-                    line = await asyncio.wait_for(anext(lines, None), left)
-                    if line is None:
-                        break
+                async for line in reply.aiter_lines():
                     name, _, data = line.partition(":")
                     if name == "error":
                         raise self.refused(500, data.encode())
@@ -156,18 +154,30 @@ class Gateway:
                     chunk = json.loads(data)
                     if "error" in chunk:
                         raise self.refused(chunk["error"].get("code", 500), data.encode())
-                    yield chunk
+                    pieces.put_nowait(chunk)
             raise httpx.RemoteProtocolError("the stream ended before its end")
-        except TimeoutError:
-            seconds = self.limits.seconds
-            raise ApiError(
-                504, f"the answer took more than {seconds:g} seconds", "timeout"
-            ) from None
-        except httpx.TimeoutException:
-            raise ApiError(504, "the model did not answer in time", "timeout") from None
+        finally:
+            pieces.put_nowait(None)
+
+    async def chunks(self, route: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """The backend's stream, parsed. ApiError for whatever goes wrong with it.
+
+        It is read in a task of its own: who consumes it may be first one task, then another.
+        """
+        pieces: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        reading = asyncio.create_task(self.read(route, body, pieces))
+        try:
+            while (chunk := await pieces.get()) is not None:
+                yield chunk
+            await reading
+        except (TimeoutError, httpx.TimeoutException):
+            message = f"the answer took more than {self.limits.seconds:g} seconds"
+            raise ApiError(504, message, "timeout") from None
         except (httpx.HTTPError, json.JSONDecodeError):
             message = "the model stopped in its answer; ask again"
             raise ApiError(503, message, "worker_died", retry_after=2) from None
+        finally:
+            reading.cancel()
 
     def refused(self, status: int | str, content: bytes) -> ApiError:
         """The backend's own error as ours. Its words on contexts and grammars go through."""
@@ -185,24 +195,27 @@ class Gateway:
         log.error("backend: status %s, %s", status, kind or "no type")
         return ApiError(503, "the model's server failed; ask again", "backend_failed", None, 2)
 
-    async def answer(self, request: Generation, seen: Answer) -> AsyncIterator[dict[str, Any]]:
+    async def answer(self, request: Generation, seen: Answer) -> AsyncGenerator[dict[str, Any]]:
         """Ask within a slot; yield the chunks while `seen` gathers them; count in the end."""
         route, body = self.body(request, seen)
         self.usable()
         async with self.queue.slot():
             self.usable()  # it may have gone while the request waited
             began, first = time.monotonic(), None
-            async for chunk in self.chunks(route, body):
-                seen.usage = chunk.get("usage") or seen.usage
-                for choice in chunk.get("choices", ()):
-                    piece = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
-                    if piece and first is None:
-                        first = time.monotonic()
-                    seen.text += piece
-                    seen.finish = choice.get("finish_reason") or seen.finish
-                    if choice.get("logprobs"):
-                        seen.logprobs.append(choice["logprobs"])
-                yield chunk
+            async with aclosing(self.chunks(route, body)) as chunks:
+                async for chunk in chunks:
+                    seen.usage = chunk.get("usage") or seen.usage
+                    for choice in chunk.get("choices", ()):
+                        piece = (
+                            choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+                        )
+                        if piece and first is None:
+                            first = time.monotonic()
+                        seen.text += piece
+                        seen.finish = choice.get("finish_reason") or seen.finish
+                        if choice.get("logprobs"):
+                            seen.logprobs.append(choice["logprobs"])
+                    yield chunk
             ended = time.monotonic()
             self.metrics.answered(
                 seen.text,
@@ -220,8 +233,9 @@ class Gateway:
     async def whole(self, request: Generation) -> dict[str, Any]:
         """The answer in one piece."""
         seen, last = Answer(), {}
-        async for chunk in self.answer(request, seen):
-            last = chunk
+        async with aclosing(self.answer(request, seen)) as chunks:
+            async for chunk in chunks:
+                last = chunk
         if seen.passages:
             seen.text = cite(seen.text, seen.passages)
         choice: dict[str, Any] = {"index": 0, "finish_reason": seen.finish or "stop"}
@@ -245,7 +259,7 @@ class Gateway:
     async def events(
         self,
         request: Generation,
-        source: AsyncIterator[dict[str, Any]],
+        source: AsyncGenerator[dict[str, Any]],
         first: dict[str, Any] | None,
     ) -> AsyncIterator[bytes]:
         """Server-sent events of the rest of an answer whose first chunk is known."""
@@ -262,9 +276,9 @@ class Gateway:
         except ApiError as error:
             yield b"data: " + json.dumps(error.body()).encode() + b"\n\n"
         finally:
-            await source.aclose()  # type: ignore[attr-defined]
+            await source.aclose()
 
-    async def in_pieces(self, whole: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def in_pieces(self, whole: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """A chat completion as the chunks of a stream."""
         head = {k: whole[k] for k in ("id", "created")} | {"object": "chat.completion.chunk"}
         message, finish = whole["choices"][0]["message"], whole["choices"][0]["finish_reason"]
@@ -282,7 +296,11 @@ class Gateway:
             source = self.in_pieces(await self.unless_gone(request, self.whole(asked)))
         else:
             source = self.answer(asked, Answer())
-        first = await self.unless_gone(request, anext(source, None))
+        try:
+            first = await self.unless_gone(request, anext(source, None))
+        except BaseException:
+            await source.aclose()
+            raise
         return StreamingResponse(
             self.events(asked, source, first),
             media_type="text/event-stream",
