@@ -260,11 +260,15 @@ ROWS := data/education
 review-sheet: $(VENV)/.ready  ## export rows for a clinician (ROWS=data/preferences; IMPORT=sheet.csv brings them back)
 	@$(PY) scripts/review_sheet.py --data $(ROWS) $(if $(IMPORT),--import-from $(IMPORT),--out build/review_sheet.csv)
 
+# What several tests build is built first, so that two of them do not build it at once.
+FOR_TESTS := data base build/models/tiny-mistral/manifest.json build/models/smollm2-135m-instruct-Q4_K_M.gguf
 test: setup lint  ## all tests, as CI runs them
-	@$(PY) -m pytest -q
+	@$(MAKE) test-fast
+	$(PY) -m pytest -q -m slow
 
 test-fast: setup  ## the tests without real training, minutes
-	@$(PY) -m pytest -q -m "not slow"
+	@$(MAKE) $(FOR_TESTS) RECIPE=recipes/smollm2-135m/sft-lora-cpu.yaml
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 lint: $(VENV)/.ready  ## ruff and mypy
 	@$(VENV)/bin/ruff check .

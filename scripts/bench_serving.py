@@ -27,10 +27,21 @@ from typing import Any
 
 import httpx
 
-from medalign.artifacts import ROOT, StepError, manifest, require_file, run_step, write_json
+from medalign.artifacts import (
+    ROOT,
+    StepError,
+    manifest,
+    require_file,
+    run_step,
+    write_json,
+    written_whole,
+)
 from medalign.worker import free_port
 
 PROGRAM = ROOT / "build/llama-server/llama-server"
+# What llama_cpp.server wants besides what is installed; its extra does not fit beside Axolotl.
+EXTRAS = ["sse-starlette==3.7.0", "starlette-context==0.5.1", "pydantic-settings==2.16.3"]
+BESIDE = ROOT / "build/bench/llama_cpp_server"
 TOPICS = "fever cough anemia asthma gout stroke sepsis eczema migraine jaundice".split()
 SLOTS, CONTEXT = 8, 512
 
@@ -58,11 +69,19 @@ def commands(model: Path, port: int) -> dict[str, list[str]]:
     }
 
 
+def install_extras() -> None:
+    """Put EXTRAS into a folder of their own."""
+    if not BESIDE.exists():
+        with written_whole(BESIDE) as folder:
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+            subprocess.run([*command, "--target", str(folder), *EXTRAS], check=True)
+
+
 @contextmanager
 def server(name: str, model: Path) -> Iterator[str]:
     """One of the servers, answering; yields its address."""
     port = free_port()
-    environment = {**os.environ, "MEDALIGN_API_KEY": ""}
+    environment = {**os.environ, "MEDALIGN_API_KEY": "", "PYTHONPATH": str(BESIDE)}
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(
             commands(model, port)[name], stdout=log, stderr=log, env=environment
@@ -176,6 +195,8 @@ def main() -> None:
     arguments = parser.parse_args()
     model = require_file(arguments.model, "make gguf makes one")
     began, names, runs = time.monotonic(), arguments.servers.split(","), []
+    if "llama_cpp.server" in names:
+        install_extras()
     for number in range(arguments.rounds):
         for name in names:
             with server(name, model) as url:
