@@ -32,7 +32,7 @@ class Limits(BaseModel):
     slots: int = 8
     threads: int | None = None
     context: int | None = None
-    queue: int = 32
+    queue: int = 96
     queue_seconds: float = 60
     answer_tokens: int = 512
     seconds: float = 300

@@ -107,6 +107,11 @@ class ChatRequest(Generation):
             raise ValueError("top_logprobs goes with logprobs: true")
         return self
 
+    @property
+    def in_sections(self) -> bool:
+        """True if the answer is to be held to the four sections."""
+        return self.response_format is not None and self.response_format.type == "four_sections"
+
     def conversation(self, system_prompt: str) -> list[dict[str, str]]:
         """The messages as the template wants them: one system text, then turns by turns.
 

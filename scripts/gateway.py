@@ -24,8 +24,9 @@ from medalign.admission import Limits, Queue
 from medalign.chat_api import ApiError, ChatRequest, CompletionRequest, Generation
 from medalign.cite import cite, context
 from medalign.passages import Passage
+from medalign.refusal import is_refusal
 from medalign.retrieval import Index
-from medalign.section_grammar import four_sections
+from medalign.section_grammar import OPENING_TOKENS, four_sections
 from medalign.serving_metrics import Metrics
 from medalign.worker import Backend
 
@@ -97,9 +98,7 @@ class Gateway:
                 self.show_passages(body["messages"], self.served.index, seen)
             tokens = request.max_completion_tokens or tokens
             form = request.response_format
-            if form and form.type == "four_sections":
-                body |= self.backend.constrained(self.grammar)
-            elif form and form.type != "text":
+            if form and form.type not in ("text", "four_sections"):
                 body["response_format"] = form.model_dump(by_alias=True, exclude_none=True)
             if request.logprobs:
                 body |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
@@ -179,6 +178,15 @@ class Gateway:
         finally:
             reading.cancel()
 
+    async def held(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
+        """What holds the answer to the four sections; nothing where the model begins to refuse."""
+        opening, began = "", body | {"max_tokens": OPENING_TOKENS}
+        async with aclosing(self.chunks(route, began)) as chunks:
+            async for chunk in chunks:
+                for choice in chunk.get("choices", ()):
+                    opening += choice["delta"].get("content") or ""
+        return {} if is_refusal(opening) else self.backend.constrained(self.grammar)
+
     def refused(self, status: int | str, content: bytes) -> ApiError:
         """The backend's own error as ours. Its words on contexts and grammars go through."""
         error: Any = None
@@ -202,6 +210,8 @@ class Gateway:
         async with self.queue.slot():
             self.usable()  # it may have gone while the request waited
             began, first = time.monotonic(), None
+            if isinstance(request, ChatRequest) and request.in_sections:
+                body |= await self.held(route, body)
             async with aclosing(self.chunks(route, body)) as chunks:
                 async for chunk in chunks:
                     seen.usage = chunk.get("usage") or seen.usage

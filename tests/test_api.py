@@ -26,7 +26,9 @@ from medalign.admission import Limits
 from medalign.api import create_app
 from medalign.gateway import Served
 from medalign.passages import Passage
+from medalign.refusal import is_refusal
 from medalign.retrieval import Index
+from medalign.section_grammar import OPENING_TOKENS
 from medalign.sections import parse, render
 
 KEY = "a-key-of-tests"
@@ -178,8 +180,15 @@ def test_sampling_and_limits_are_handed_on(api):
 
 
 def test_four_sections_are_asked_for_by_grammar(api):
-    assert api.chat(response_format={"type": "four_sections"}).status_code == 200
-    assert api.model.asked[-1]["grammar"].startswith("root ::= sections | refusal")
+    form = {"type": "four_sections"}
+    assert api.chat(response_format=form).status_code == 200
+    opening, answer = api.model.asked[-2:]
+    assert "grammar" not in opening and opening["max_tokens"] == OPENING_TOKENS
+    assert answer["grammar"].startswith('root ::= "**Definition**: " body')
+    assert answer["max_tokens"] == Limits().answer_tokens
+    refused = api.chat("refuse", response_format=form).json()
+    assert is_refusal(refused["choices"][0]["message"]["content"])
+    assert "grammar" not in api.model.asked[-1]  # who refuses is let
     schema = {"name": "x", "schema": {"type": "object"}}
     api.chat(response_format={"type": "json_schema", "json_schema": schema})
     assert api.model.asked[-1]["response_format"]["json_schema"]["schema"] == {"type": "object"}

@@ -188,7 +188,7 @@ def test_container_contract_of_vertex(base_gguf):
         assert predictions[1]["usage"]["completion_tokens"] == 4
     finally:
         child.terminate()
-        assert child.wait(30) == 0
+        assert child.wait(30) in (0, 143)
 
 
 def test_names_of_files_and_hosts():
