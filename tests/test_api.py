@@ -22,6 +22,7 @@ import schemathesis
 from fake_model import ANSWER, FakeModel, running
 from hypothesis import HealthCheck, settings
 
+from medalign import admission
 from medalign.admission import Limits
 from medalign.api import create_app
 from medalign.gateway import Served
@@ -425,8 +426,10 @@ def test_health_is_of_the_model_and_liveness_of_the_server(own_api):
 # counts, logs, CORS
 
 
-def test_answers_are_counted_by_kind_and_nothing_of_them_is_kept(own_api, caplog):
+def test_answers_are_counted_by_kind_and_nothing_of_them_is_kept(own_api, caplog, monkeypatch):
     caplog.set_level(logging.DEBUG)
+    # Axolotl's logging, imported by a test before, disables the loggers that there are.
+    monkeypatch.setattr(admission.log, "disabled", False)
     for text in ("refuse", "sections", "other SECRETWORD", "other"):
         assert own_api.chat(text).status_code == 200
     counted = {k: metric(own_api, f'medalign_answers_total{{kind="{k}"}}') for k in (
@@ -435,7 +438,7 @@ def test_answers_are_counted_by_kind_and_nothing_of_them_is_kept(own_api, caplog
     assert counted == {"refusal": 1, "four_sections": 1, "other": 2, "broken_sections": 0}
     assert metric(own_api, 'medalign_tokens_total{kind="prompt"}') == 20
     route = 'route="/v1/chat/completions"'
-    assert metric(own_api, f'medalign_requests_total{{{route},status="200"}}') == 4
+    until(lambda: metric(own_api, f'medalign_requests_total{{{route},status="200"}}') == 4)
     assert metric(own_api, f"medalign_request_seconds_count{{{route}}}") == 4
     assert metric(own_api, "medalign_first_token_seconds_count") == 4
     logs = "\n".join(r.getMessage() for r in caplog.records if r.name.startswith("medalign"))
