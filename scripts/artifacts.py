@@ -130,6 +130,17 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_json(path: Path, made_by: str) -> dict[str, Any]:
+    """Read a JSON object. StepError names the file and `made_by`, the command that makes it."""
+    try:
+        content = json.loads(require_file(path, f"{made_by} writes it").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StepError(f"{path}: not JSON ({error}); remove it and run {made_by}") from error
+    if not isinstance(content, dict):
+        raise StepError(f"{path}: not an object; remove it and run {made_by}")
+    return content
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read a JSONL file of objects. StepError names file and line of the first bad one."""
     require_file(path, "make data writes build/data, git checkout brings data/ back")
@@ -160,6 +171,11 @@ def sha256(path: Path) -> str:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest_path(gguf: Path) -> Path:
+    """The manifest beside a GGUF file."""
+    return gguf.with_name(gguf.name + ".manifest.json")
 
 
 def shown(path: Path) -> str:

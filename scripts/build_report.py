@@ -19,9 +19,17 @@ from markupsafe import Markup, escape
 from rich.console import Console
 from rich.table import Table
 
-from medalign.artifacts import StepError, require_file, run_step, sha256, write_json, written_whole
+from medalign.artifacts import (
+    StepError,
+    manifest_path,
+    read_json,
+    require_file,
+    run_step,
+    sha256,
+    write_json,
+    written_whole,
+)
 from medalign.charts import bars, curve, percent
-from medalign.export_gguf import manifest_path
 from medalign.pages import fill
 from medalign.sections import FAULTS, SECTIONS
 
@@ -32,29 +40,21 @@ RESULTS += ["finish_reasons", "tokens_per_second"]
 Facts = dict[str, Any]
 
 
-def read(path: Path, target: str) -> Facts:
-    """Read a JSON object of the run. StepError names the file and the target that makes it."""
-    try:
-        return json.loads(require_file(path, f"{target} writes it").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StepError(f"{path}: not JSON ({error}); remove it and run {target}") from error
-
-
 def load(run: Path) -> dict[str, Facts]:
     """All that the run says of itself, by role. StepError if files are missing or at odds."""
     trained = run if (run / "adapter").exists() else run.parent  # another QUANT lies below its run
-    training = read(trained / "adapter/training.json", "make sft")
-    adapter = read(trained / "adapter/manifest.json", "make sft")
-    merged = read(trained / "merged/manifest.json", "make merge")
+    training = read_json(trained / "adapter/training.json", "make sft")
+    adapter = read_json(trained / "adapter/manifest.json", "make sft")
+    merged = read_json(trained / "merged/manifest.json", "make merge")
     ggufs = sorted(run.glob("*.gguf"))
     if len(ggufs) > 1:
         names = ", ".join(path.name for path in ggufs)
         raise StepError(f"{run}: more than one GGUF ({names}); keep the one that was evaluated")
     gguf = ggufs[0] if ggufs else require_file(run / "*.gguf", "make gguf writes it")
     require_file(run / "Modelfile", "make gguf writes it")
-    quantized = read(manifest_path(gguf), "make gguf")
-    base = read(run / "eval/base.json", "make eval")
-    tuned = read(run / "eval/tuned.json", "make eval")
+    quantized = read_json(manifest_path(gguf), "make gguf")
+    base = read_json(run / "eval/base.json", "make eval")
+    tuned = read_json(run / "eval/tuned.json", "make eval")
     check_comparable(run, base, tuned)
     if tuned["inputs"]["model"]["sha256"] != sha256(gguf):
         file = run / "eval/tuned.json"
@@ -160,7 +160,9 @@ def main() -> None:
     args = parser.parse_args()
     report = args.run / "report.html"
     if args.show:
-        facts = read(require_file(report, "make report").with_name("manifest.json"), "make report")
+        facts = read_json(
+            require_file(report, "make report").with_name("manifest.json"), "make report"
+        )
     else:
         facts = build(args.run)
     show(facts["results"])

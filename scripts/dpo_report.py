@@ -19,8 +19,15 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
-from medalign.artifacts import ROOT, StepError, require_file, run_step, write_json, written_whole
-from medalign.build_report import read
+from medalign.artifacts import (
+    ROOT,
+    StepError,
+    read_json,
+    require_file,
+    run_step,
+    write_json,
+    written_whole,
+)
 from medalign.charts import BASE, TUNED, percent, svg
 from medalign.pages import fill
 
@@ -46,7 +53,7 @@ def stages(run: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     stage = run
     while (stage / "adapter/manifest.json").exists():
-        begun = read(stage / "adapter/manifest.json", "make dpo")["base"]["id"]
+        begun = read_json(stage / "adapter/manifest.json", "make dpo")["base"]["id"]
         stage = Path(begun).parent
         if stage.parts[:1] != ("runs",):
             break
@@ -69,7 +76,7 @@ def evaluated(run: Path) -> Facts:
     scores: Facts = {}
     for file, key in (("safety.json", "refused"), ("tuned.json", "strict")):
         if (run / "eval" / file).exists():
-            result = read(run / "eval" / file, "make eval")
+            result = read_json(run / "eval" / file, "make eval")
             scores |= {name: found[key] for name, found in result["scores"].items()}
     return scores
 
@@ -93,7 +100,7 @@ def lines(log: list[Facts], name: str, keys: tuple[str, ...], label: str) -> Any
 
 def training(run: Path) -> Facts:
     """A round's log: its charts, and what held-out gold pairs say of it."""
-    log = read(run / "adapter/training.json", "make dpo")
+    log = read_json(run / "adapter/training.json", "make dpo")
     prefix = run.name.replace(".", "-")
     charts = {
         name: lines(log["steps"], f"{prefix}-{name}", keys, name)
@@ -122,7 +129,7 @@ def examples(found: dict[str, Path]) -> list[Facts]:
     for stage, run in found.items():
         if not (run / "eval/safety.json").exists():
             continue
-        for item in read(run / "eval/safety.json", "make eval-safety")["items"]:
+        for item in read_json(run / "eval/safety.json", "make eval-safety")["items"]:
             entry = answers.setdefault(
                 (item["set"], item["id"]),
                 {"set": item["set"], "prompt": item["prompt"], "said": {}},
@@ -143,7 +150,7 @@ def build(run: Path) -> Facts:
         raise StepError(f"{run}: not evaluated; make dpo")
     rounds = {s: training(path) for s, path in found.items() if s.startswith("round")}
     facts: Facts = {
-        "name": read(run / "adapter/manifest.json", "make dpo")["name"],
+        "name": read_json(run / "adapter/manifest.json", "make dpo")["name"],
         "stages": {stage: str(path) for stage, path in found.items()},
         "results": results,
         "training": {
@@ -189,7 +196,7 @@ def main() -> None:
     args = parser.parse_args()
     report = args.run / "report.html"
     if args.show:
-        facts = read(require_file(report, "make dpo").with_name("manifest.json"), "make dpo")
+        facts = read_json(require_file(report, "make dpo").with_name("manifest.json"), "make dpo")
     else:
         facts = build(args.run)
     show(facts)

@@ -30,6 +30,7 @@ from medalign.artifacts import (
     ROOT,
     StepError,
     manifest,
+    manifest_path,
     require_file,
     require_space,
     run_step,
@@ -44,11 +45,6 @@ from medalign.trained_base import fetch, refuse_own_code
 
 CONVERTER = ROOT / "build/llama.cpp"
 SPACE_PREFIX: bool | None = False  # None leaves it to llama.cpp, which then adds one
-
-
-def manifest_path(gguf: Path) -> Path:
-    """The manifest beside a GGUF file."""
-    return gguf.with_name(gguf.name + ".manifest.json")
 
 
 @contextmanager

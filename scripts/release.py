@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from medalign.artifacts import ROOT, StepError, require_file
+from medalign.artifacts import ROOT, StepError, manifest_path, read_json, require_file
 from medalign.model_card import dataset_card, model_card
 from medalign.recipe import Model
 from medalign.release_files import Item, generated, published, rules, staged
-from medalign.released_run import Run, Source, check_terms, load, read, same
+from medalign.released_run import Run, Source, check_terms, load, same
 from medalign.write_modelfile import PARAMETERS, Instruction, check, parse, render
 
 KINDS = ("dataset", "merged", "adapter", "gguf")  # as they are published: what others name first
@@ -77,7 +77,7 @@ def model_repository(
         items = [generated(stage, name, text) for name, text in parts.items()]
         for path in run.gguf:
             items.append(staged(path, stage, base_id))
-            items.append(staged(path.with_name(path.name + ".manifest.json"), stage, base_id))
+            items.append(staged(manifest_path(path), stage, base_id))
     else:
         folder = run.folder / kind
         items = [
@@ -95,7 +95,7 @@ def dataset_repository(id: str, stage: Path) -> Repository:
     """The repository of the education set. StepError if its files are not what make data read."""
     stage = stage / id
     beside = ROOT / "build/data/education/manifest.json"
-    made = read(beside, "make data")
+    made = read_json(beside, "make data")
     for path in published(EDUCATION, "dataset"):
         same(path, made["inputs"][path.stem]["sha256"], beside, "make data")
     items = [staged(path, stage, id) for path in published(EDUCATION, "dataset")]

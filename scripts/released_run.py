@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medalign.artifacts import ROOT, StepError, require_file, sha256
+from medalign.artifacts import ROOT, StepError, manifest_path, read_json, require_file, sha256
 from medalign.recipe import Model, model, read_yaml
 from medalign.release_files import rules
 
@@ -60,17 +60,6 @@ class Run:
         return self.stages[-1]
 
 
-def read(path: Path, made_by: str) -> Facts:
-    """A JSON object. StepError if it is missing or none."""
-    try:
-        content = json.loads(require_file(path, f"{made_by} writes it").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StepError(f"{path}: not JSON ({error}); {made_by} writes it anew") from error
-    if not isinstance(content, dict):
-        raise StepError(f"{path}: not an object; {made_by} writes it anew")
-    return content
-
-
 def same(path: Path, expected: str, named_by: Path, again: str) -> None:
     """StepError unless the file or folder has the SHA-256 that a manifest names."""
     if (found := sha256(require_file(path, f"{again} makes it"))) != expected:
@@ -92,7 +81,7 @@ def sources(adapter: Facts) -> tuple[list[Source], list[Facts | None]]:
             continue
         path = Path(facts["path"])
         beside = ROOT / path.parent / "manifest.json"
-        made = read(beside, "make data") if beside.exists() else {}
+        made = read_json(beside, "make data") if beside.exists() else {}
         if made.get("outputs", {}).get(path.name) != facts["sha256"]:
             made = {}
         manifests.append(made or None)
@@ -136,7 +125,7 @@ def stages(folder: Path, family: Model, checked: bool = True) -> list[Stage]:
 
     checked: prove that each one's model is what the next was trained on.
     """
-    adapter = read(folder / "adapter/manifest.json", "make sft")
+    adapter = read_json(folder / "adapter/manifest.json", "make sft")
     base = str(adapter["base"]["id"])
     found, made = sources(adapter)
     recipe = read_yaml(require_file(folder / "adapter/recipe.yaml", "make sft writes it"))
@@ -171,7 +160,7 @@ def results(folder: Path, of: set[str]) -> dict[str, Facts]:
     """
     found = {}
     for path in sorted([*folder.glob("eval/*.json"), *folder.glob("eval/suites/*/*.json")]):
-        facts = read(path, "make eval")
+        facts = read_json(path, "make eval")
         asked = facts.get("inputs", {}).get("model") or facts.get("model") or {}
         if path.name != BASELINE and asked.get("sha256") not in of:
             raise StepError(f"{path} is of another model than this run's; evaluate it again")
@@ -189,8 +178,8 @@ def load(folder: Path, merged_sha256: str | None = None) -> Run:
 
     merged_sha256: what a later stage says of this one's merged folder, where there is no GGUF.
     """
-    merged = read(folder / "merged/manifest.json", "make merge")
-    adapter = read(folder / "adapter/manifest.json", "make sft")
+    merged = read_json(folder / "merged/manifest.json", "make merge")
+    adapter = read_json(folder / "adapter/manifest.json", "make sft")
     recipe = Path(adapter["inputs"]["recipe"]["path"])
     family = model(recipe.parts[1] if recipe.parts[0] == "recipes" else recipe.as_posix())
     if family.license not in rules()["licenses"]["open"]:
@@ -201,8 +190,8 @@ def load(folder: Path, merged_sha256: str | None = None) -> Run:
     same(folder / "adapter", expected, folder / "merged/manifest.json", "make merge")
     gguf, proof = {}, folder / "merged/manifest.json"
     for path in sorted(folder.glob("*.gguf")):
-        proof = path.with_name(path.name + ".manifest.json")
-        gguf[path] = read(proof, "make gguf")
+        proof = manifest_path(path)
+        gguf[path] = read_json(proof, "make gguf")
         same(path, gguf[path]["sha256"], proof, "make gguf")
         made_of = gguf[path]["inputs"]["model"]["sha256"]
         if made_of != (merged_sha256 := merged_sha256 or made_of):

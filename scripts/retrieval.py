@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ import numpy as np
 from medalign.artifacts import (
     StepError,
     manifest,
+    read_json,
     require_file,
     run_step,
     sha256,
@@ -128,11 +128,8 @@ def load(path: Path) -> Index:
     require_file(path, "scripts/pubmed.py or scripts/retrieval.py build writes it")
     if not path.is_dir():
         return Index.build(read_passages(path))
-    again = f"run: python scripts/retrieval.py build PASSAGES --out {path}"
-    try:
-        made = json.loads(require_file(path / "manifest.json", again).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StepError(f"{path / 'manifest.json'}: not JSON ({error}); {again}") from error
+    command = f"python scripts/retrieval.py build PASSAGES --out {path}"
+    made, again = read_json(path / "manifest.json", command), f"run: {command}"
     for name, field in (("passages.jsonl", "rows"), ("bm25", "bm25")):
         if sha256(require_file(path / name, again)) != made.get(field):
             raise StepError(f"{path / name}: not what its manifest says; {again}")

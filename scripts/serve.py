@@ -23,31 +23,22 @@ import sys
 from pathlib import Path
 
 import uvicorn
-import yaml
-from pydantic import ValidationError
 
 from medalign.admission import Limits
 from medalign.api import create_app
-from medalign.artifacts import ROOT, StepError, require_file, run_step, sha256
+from medalign.artifacts import ROOT, StepError, manifest_path, require_file, run_step, sha256
 from medalign.gateway import Served
 from medalign.recipe import MODELS, model, read_yaml, system_prompt
 from medalign.retrieval import load
+from medalign.settings import declared
 from medalign.worker import Backend, Remote, Worker
 
 PROGRAM = ROOT / "build/llama-server/llama-server"
 
 
-def limits_of(path: Path) -> Limits:
-    """The limits of a settings file. StepError names what is wrong in it."""
-    try:
-        return Limits(**read_yaml(require_file(path, "deploy/serve.yaml is an example")))
-    except (ValidationError, yaml.YAMLError) as error:
-        raise StepError(f"{path}: {error}") from None
-
-
 def checked(gguf: Path) -> None:
     """Raise StepError unless `gguf` is what its manifest says; one without is let pass, aloud."""
-    beside = gguf.with_name(gguf.name + ".manifest.json")
+    beside = manifest_path(gguf)
     if not beside.exists():
         print(f"{gguf.name} has no manifest: nobody knows what it was made from", file=sys.stderr)
     elif json.loads(beside.read_text()).get("sha256") != sha256(gguf):
@@ -86,7 +77,7 @@ def main() -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    limits = limits_of(arguments.settings)
+    limits = declared(arguments.settings, Limits)
     limits.slots = arguments.slots or limits.slots
     limits.context = arguments.context or limits.context
     key = os.environ.get("MEDALIGN_API_KEY") or None

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from medalign.artifacts import ROOT, StepError, require_file
+from medalign.artifacts import ROOT, StepError, read_json
 from medalign.recipe import family_of, model
 
 SETTINGS = ROOT / "deploy/vertex.yaml"
@@ -129,22 +128,14 @@ class Place:
         matched(REGION, "region", self.region, "us-central1")
 
 
-def manifest_of(path: Path, hint: str) -> dict[str, Any]:
-    """A manifest. StepError if it is missing or not JSON."""
-    try:
-        return json.loads(require_file(path, hint).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StepError(f"{path}: not JSON ({error}); {hint}") from error
-
-
 def facts(run: Path, place: Place, characters: int) -> dict[str, str]:
     """What the texts of the settings may name, from the manifests of a run's adapter and merge.
 
     Hashes are cut to `characters`; those of several data sets are joined by an underscore.
     StepError if the run lacks a manifest or one lacks an entry.
     """
-    adapter = manifest_of(run / "adapter/manifest.json", "make sft or make dpo trains it")
-    merged = manifest_of(run / "merged/manifest.json", "make merge RECIPE=… makes it")
+    adapter = read_json(run / "adapter/manifest.json", "make sft or make dpo")
+    merged = read_json(run / "merged/manifest.json", "make merge RECIPE=…")
     try:
         inputs = adapter["inputs"]
         recipe = Path(inputs["recipe"]["path"])

@@ -177,7 +177,8 @@ class Worker:
                 words = self.log.read_text(errors="replace").splitlines()[-5:]
                 raise StepError(f"llama-server cannot serve {self.file}: " + " | ".join(words))
             self.restarts += 1
-            pause = 0.5 if time.monotonic() - began > LONGEST_PAUSE else min(2 * pause, 30)
+            lived = time.monotonic() - began
+            pause = 0.5 if lived > LONGEST_PAUSE else min(2 * pause, LONGEST_PAUSE)
             await asyncio.sleep(pause)
 
     async def watch(self) -> None:

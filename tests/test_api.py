@@ -31,6 +31,7 @@ from medalign.refusal import is_refusal
 from medalign.retrieval import Index
 from medalign.section_grammar import OPENING_TOKENS
 from medalign.sections import parse, render
+from medalign.settings import declared
 
 KEY = "a-key-of-tests"
 AUTH = {"Authorization": f"Bearer {KEY}"}
@@ -535,7 +536,5 @@ def test_fuzzing_covers_every_route():
 
 
 def test_names_in_the_settings_file_are_known():
-    from medalign.serve import limits_of
-
     file = Path(__file__).resolve().parent.parent / "deploy/serve.yaml"
-    assert limits_of(file) == Limits(threads=None)
+    assert declared(file, Limits) == Limits(threads=None)

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from medalign import build_report, evaluate_format
-from medalign.artifacts import StepError, manifest, write_json
-from medalign.export_gguf import manifest_path
+from medalign.artifacts import StepError, manifest, manifest_path, write_json
 from medalign.gguf_model import Answer
 from medalign.sections import render
 from medalign.suite import kept

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import make
 
-from medalign.artifacts import ROOT
-from medalign.export_gguf import manifest_path
+from medalign.artifacts import ROOT, manifest_path
 from medalign.recipe import all_recipes, family_of, model, read_yaml
 
 pytestmark = pytest.mark.slow
