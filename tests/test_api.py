@@ -429,8 +429,10 @@ def test_health_is_of_the_model_and_liveness_of_the_server(own_api):
 
 def test_answers_are_counted_by_kind_and_nothing_of_them_is_kept(own_api, caplog, monkeypatch):
     caplog.set_level(logging.DEBUG)
-    # Axolotl's logging, imported by a test before, disables the loggers that there are.
-    monkeypatch.setattr(admission.log, "disabled", False)
+    # Axolotl, imported by a test before, makes loggers that drop what others say below WARNING.
+    for log in map(logging.getLogger, ("medalign.requests", "medalign.api", "medalign.gateway")):
+        monkeypatch.setattr(log, "disabled", False)
+        monkeypatch.setattr(log, "filters", [])
     for text in ("refuse", "sections", "other SECRETWORD", "other"):
         assert own_api.chat(text).status_code == 200
     counted = {k: metric(own_api, f'medalign_answers_total{{kind="{k}"}}') for k in (
