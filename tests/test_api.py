@@ -22,7 +22,6 @@ import schemathesis
 from fake_model import ANSWER, FakeModel, running
 from hypothesis import HealthCheck, settings
 
-from medalign import admission
 from medalign.admission import Limits
 from medalign.api import create_app
 from medalign.gateway import Served
