@@ -73,7 +73,7 @@ NEEDS_PAIRS := $(if $(shell grep -ls 'path: build/pairs/' $(RECIPE)),$(PAIRS))
 BASE_EVAL := build/eval/$(if $(REHEARSAL),rehearsal-)$(FAMILY)-$(QUANT)-base.json
 
 FORCE:
-.PHONY: help setup demo data mix mix-report mix-measure bench-data pin pairs judge dpo dpo-report eval-safety base sft merge gguf ollama check verify eval compare suite-report rating-sheet judge-answers serve bench-serving deploy-vertex publish eval-retrieval eval-tune report results seeds \
+.PHONY: help setup demo data mix mix-report mix-measure bench-data pin pairs judge dpo dpo-report eval-safety base sft merge gguf ollama check verify eval compare suite-report rating-sheet judge-answers serve bench-serving deploy-vertex publish eval-retrieval eval-tune frontier report results seeds \
         review-sheet test test-fast lint notebook lock clean
 
 help:  ## this list
@@ -220,6 +220,10 @@ suite-report: | $(VENV)/.ready  ## STAGES="base=folder SFT=folder …": the page
 
 eval-tune: $(GGUF)  ## the phrasings to look at while working, tuned model only
 	@$(PY) scripts/evaluate_format.py --model $(GGUF) --sets tune --out $(OUT)/eval/tune.json
+
+SCALES := 0 0.5 1 1.5
+frontier: $(ADAPTER) | build/llama.cpp/VERSION  ## refusals, false refusals and form of the adapter at SCALES="0 0.5 1 1.5" of what it learnt
+	@$(PY) scripts/measure_frontier.py --adapter $(RUN)/adapter --family $(FAMILY) --scales $(SCALES) --quant $(QUANT) --out $(OUT)/frontier
 
 ifeq ($(findstring /dpo-,$(RECIPE)),)
 report: $(OUT)/report.html  ## the page: curves, adherence, answers side by side; prints the table

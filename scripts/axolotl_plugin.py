@@ -35,6 +35,7 @@ from pydantic import BaseModel, Field
 from transformers import TrainerCallback
 
 from medalign import training_speed
+from medalign.recipe import cpu_has_bf16
 from medalign.trained_base import QloraMerge
 
 # Not in the schema, but put beside the recipe's keys while a command line is read.
@@ -43,11 +44,6 @@ SET_BY_AXOLOTL = {"axolotl_config_path", "strict"} | {
     for _, cls in inspect.getmembers(cli_args, dataclasses.is_dataclass)
     for field in dataclasses.fields(cls)
 }
-
-
-def cpu_has_bf16() -> bool:
-    """True if this CPU multiplies in bf16 (AVX512-BF16 or AMX) rather than emulating it."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def known_keys() -> set[str]:

@@ -86,7 +86,13 @@ def cache(model: Model) -> str | None:
     """Where a model's answers are kept; none for one without a digest, which may have changed."""
     if model.identity["sha256"] is None:
         return None
-    key = f"{model.identity['sha256']} {type(model.lm).__name__}"
+    key = " ".join(
+        [
+            str(model.identity["sha256"]),
+            type(model.lm).__name__,
+            *filter(None, [model.identity.get("dtype")]),
+        ]
+    )
     return str(CACHE / hashlib.sha256(key.encode()).hexdigest()[:16])
 
 

@@ -60,6 +60,18 @@ class Answer:
     passages: list[Passage] = field(default_factory=list)
 
 
+def said(choice: dict[str, Any]) -> str:
+    """The text of a choice: of a completion, of a chat's piece or of a chat's whole answer."""
+    spoken = choice.get("delta") or choice.get("message") or {}
+    return choice.get("text") or spoken.get("content") or ""
+
+
+def prompt_seconds(answer: dict[str, Any]) -> float | None:
+    """Seconds to the first token as llama.cpp's server tells with an answer; None of others."""
+    told = (answer.get("timings") or {}).get("prompt_ms")
+    return None if told is None else told / 1000
+
+
 class Gateway:
     """Sends requests on to the backend and reads its answers."""
 
@@ -110,8 +122,7 @@ class Gateway:
             message = f"max_tokens is more than the context of {self.served.context} tokens"
             raise ApiError(400, message, "context_length_exceeded", "max_tokens")
         body["max_tokens"] = tokens or self.limits.answer_tokens
-        body |= {"model": self.backend.model, "stream": True}
-        body["stream_options"] = {"include_usage": True}
+        body["model"] = self.backend.model
         return (CHAT if isinstance(request, ChatRequest) else PLAIN), body
 
     def show_passages(self, messages: list[dict[str, str]], index: Index, seen: Answer) -> None:
@@ -131,7 +142,11 @@ class Gateway:
     async def read(
         self, route: str, body: dict[str, Any], pieces: asyncio.Queue[dict[str, Any] | None]
     ) -> None:
-        """Put the backend's stream into `pieces`, parsed, and None at its end, good or bad."""
+        """Put the backend's stream into `pieces`, parsed, and None at its end, good or bad.
+
+        Unless body says "stream", the answer is one piece: nothing is parsed token by token that
+        nobody reads so.
+        """
         try:
             async with (
                 asyncio.timeout(self.limits.seconds),
@@ -141,6 +156,10 @@ class Gateway:
             ):
                 if reply.status_code != 200:
                     raise self.refused(reply.status_code, await reply.aread())
+                if not body.get("stream"):
+                    pieces.put_nowait(json.loads(await reply.aread()))
+                    self.backend.heard = time.monotonic()
+                    return
                 async for line in reply.aiter_lines():
                     name, _, data = line.partition(":")
                     if name == "error":
@@ -183,8 +202,7 @@ class Gateway:
         opening, began = "", body | {"max_tokens": OPENING_TOKENS}
         async with aclosing(self.chunks(route, began)) as chunks:
             async for chunk in chunks:
-                for choice in chunk.get("choices", ()):
-                    opening += choice["delta"].get("content") or ""
+                opening += "".join(map(said, chunk.get("choices", ())))
         return {} if is_refusal(opening) else self.backend.constrained(self.grammar)
 
     def refused(self, status: int | str, content: bytes) -> ApiError:
@@ -203,9 +221,13 @@ class Gateway:
         log.error("backend: status %s, %s", status, kind or "no type")
         return ApiError(503, "the model's server failed; ask again", "backend_failed", None, 2)
 
-    async def answer(self, request: Generation, seen: Answer) -> AsyncGenerator[dict[str, Any]]:
+    async def answer(
+        self, request: Generation, seen: Answer, stream: bool
+    ) -> AsyncGenerator[dict[str, Any]]:
         """Ask within a slot; yield the chunks while `seen` gathers them; count in the end."""
         route, body = self.body(request, seen)
+        if stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
         self.usable()
         async with self.queue.slot():
             self.usable()  # it may have gone while the request waited
@@ -216,24 +238,16 @@ class Gateway:
                 async for chunk in chunks:
                     seen.usage = chunk.get("usage") or seen.usage
                     for choice in chunk.get("choices", ()):
-                        piece = (
-                            choice.get("text") or (choice.get("delta") or {}).get("content") or ""
-                        )
+                        piece = said(choice)
                         if piece and first is None:
-                            first = time.monotonic()
+                            first = time.monotonic() - began if stream else prompt_seconds(chunk)
                         seen.text += piece
                         seen.finish = choice.get("finish_reason") or seen.finish
                         if choice.get("logprobs"):
                             seen.logprobs.append(choice["logprobs"])
                     yield chunk
-            ended = time.monotonic()
-            self.metrics.answered(
-                seen.text,
-                seen.finish == "stop",
-                seen.usage,
-                ended - began,
-                (first or ended) - began,
-            )
+            seconds = time.monotonic() - began
+            self.metrics.answered(seen.text, seen.finish == "stop", seen.usage, seconds, first)
 
     def cleaned(self, chunk: dict[str, Any]) -> dict[str, Any]:
         """A chunk as clients know it: our model's name, none of the backend's own fields."""
@@ -243,7 +257,7 @@ class Gateway:
     async def whole(self, request: Generation) -> dict[str, Any]:
         """The answer in one piece."""
         seen, last = Answer(), {}
-        async with aclosing(self.answer(request, seen)) as chunks:
+        async with aclosing(self.answer(request, seen, stream=False)) as chunks:
             async for chunk in chunks:
                 last = chunk
         if seen.passages:
@@ -305,7 +319,7 @@ class Gateway:
             # Citations are set in a whole answer.
             source = self.in_pieces(await self.unless_gone(request, self.whole(asked)))
         else:
-            source = self.answer(asked, Answer())
+            source = self.answer(asked, Answer(), stream=True)
         try:
             first = await self.unless_gone(request, anext(source, None))
         except BaseException:

@@ -24,6 +24,22 @@ CHUNK = 16  # requests a worker takes at once: neighbours, which begin alike
 SEEN = 2048  # tokens of a request that are read, the last ones; as lm-eval's hf by default
 
 
+Request = tuple[tuple[str, str], list[int], list[int]]  # texts, tokens of context, continuation
+Group = tuple[gguf_scores.Tokens, int]  # all tokens but the last, length of the continuation
+
+
+def alike(requests: Sequence[Request], longest: int) -> dict[Group, list[int]]:
+    """The requests (their places) that differ in their last token only, as options by letter do.
+
+    longest: tokens that are read, the last ones of longer.
+    """
+    groups: dict[Group, list[int]] = defaultdict(list)
+    for i, (_texts, context, continuation) in enumerate(requests):
+        tokens = (context + continuation)[-longest:]
+        groups[tuple(tokens[:-1]), len(continuation)].append(i)
+    return groups
+
+
 class GGUF(TemplateLM):
     """path: the GGUF; max_length: tokens of context and continuation, the last ones of longer."""
 
@@ -69,22 +85,19 @@ class GGUF(TemplateLM):
 
     def _loglikelihood_tokens(
         self,
-        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        requests: list[Request],
         disable_tqdm: bool = False,
         **_: Any,
     ) -> list[tuple[float, bool]]:
-        alike: dict[tuple[gguf_scores.Tokens, int], list[int]] = defaultdict(list)
-        for i, (_pair, context, continuation) in enumerate(requests):
-            tokens = (context + continuation)[-self.max_length :]
-            alike[tuple(tokens[:-1]), len(continuation)].append(i)
-        groups = sorted(alike)
-        tasks = [(*group, [requests[i][2][-1] for i in alike[group]]) for group in groups]
+        wanted = alike(requests, self.max_length)
+        groups = sorted(wanted)
+        tasks = [(*group, [requests[i][2][-1] for i in wanted[group]]) for group in groups]
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         scored = self._spread(gguf_scores.score_task, tasks, CHUNK)
         for group, results in zip(
             groups, tqdm(scored, self.path.name, len(tasks), disable=disable_tqdm), strict=True
         ):
-            for i, result in zip(alike[group], results, strict=True):
+            for i, result in zip(wanted[group], results, strict=True):
                 found[i] = result
                 self.cache_hook.add_partial("loglikelihood", requests[i][0], result)
         return found

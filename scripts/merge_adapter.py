@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.torch import load_file, save_file
 
 from medalign.artifacts import (
     ROOT,
@@ -77,10 +78,27 @@ def merge_recipe(
     return plan
 
 
-def merge(adapter: Path, out: Path, way: QloraMerge | None = None) -> dict[str, Any]:
+def scaled(adapter: Path, scale: float, work: Path) -> Path:
+    """A copy of the adapter whose change of the weights, B A, is `scale` times as large."""
+    copy = work / "adapter"
+    shutil.copytree(adapter, copy, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+    tensors = load_file(copy / "adapter_model.safetensors")
+    for name, tensor in tensors.items():
+        if "lora_B" in name:
+            tensors[name] = tensor * scale
+        elif "lora_A" not in name:
+            raise StepError(f"{name} is no part of B A: only a plain LoRA can be scaled")
+    save_file(tensors, copy / "adapter_model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+def merge(
+    adapter: Path, out: Path, way: QloraMerge | None = None, scale: float = 1.0
+) -> dict[str, Any]:
     """Merge `adapter` into its base. Returns the manifest.
 
-    way: another base for a QLoRA adapter than its recipe says.
+    way: another base for a QLoRA adapter than its recipe says. scale: of what was learnt, 0 the
+    base, 1 as trained.
     """
     began = time.monotonic()
     recipe = require_file(adapter / "recipe.yaml", "make sft trains the adapter")
@@ -96,7 +114,8 @@ def merge(adapter: Path, out: Path, way: QloraMerge | None = None) -> dict[str, 
         plan = merge_recipe(config, base, work, way, trained["dtype"])
         (work / "recipe.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
         command = [str(Path(sys.executable).parent / "axolotl"), "merge-lora"]
-        command += [str(work / "recipe.yaml"), "--lora-model-dir", str(adapter)]
+        learnt = adapter if scale == 1 else scaled(adapter, scale, work)
+        command += [str(work / "recipe.yaml"), "--lora-model-dir", str(learnt)]
         command += ["--output-dir", str(work)]
         log = out.with_name("merge.log")
         run_axolotl(command, log)
@@ -113,6 +132,7 @@ def merge(adapter: Path, out: Path, way: QloraMerge | None = None) -> dict[str, 
             base={"id": config["base_model"], "revision": None if local else base.name},
             merge_method=config.get("merge_method", "memory_efficient"),
             qlora_merge=way,
+            scale=scale,
         )
         write_json(folder / "manifest.json", facts)
     return facts
@@ -122,8 +142,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--adapter", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scale", type=float, default=1.0, help="of what was learnt, 1 all")
     args = parser.parse_args()
-    merge(args.adapter, args.out)
+    merge(args.adapter, args.out, scale=args.scale)
     print(f"{args.out}: merged")
 
 

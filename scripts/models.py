@@ -18,8 +18,6 @@ from typing import Any
 
 from medalign.artifacts import StepError, sha256
 
-ALONE = 8  # logits kept of a request that goes alone: more than any continuation of ours has
-
 
 @dataclass
 class Model:
@@ -43,30 +41,15 @@ def folder_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def of_folder(path: Path) -> Model:
-    """A model folder. On a CPU requests go one by one, with logits only where they are read."""
-    import torch
-    from lm_eval.models.huggingface import HFLM
-
-    class LastLogits(HFLM):
-        def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
-            if len(inps) > 1 or attn_mask is not None:
-                return super()._model_call(inps, attn_mask, labels)
-            with torch.no_grad():
-                return self.model(inps, logits_to_keep=ALONE).logits
+def of_folder(path: Path, dtype: str | None = None) -> Model:
+    """A model folder, by transformers."""
+    from medalign.hf_lm import Folder
 
     if not (path / "config.json").exists():
         raise StepError(f"{path}: no config.json; make merge writes a model folder")
-    gpu = torch.cuda.is_available()
-    lm = LastLogits(
-        str(path),
-        device="cuda" if gpu else "cpu",
-        dtype="auto" if gpu else "float32",
-        batch_size="auto" if gpu else 1,
-        trust_remote_code=False,
-        max_length=2048,
-    )
-    return Model(path.name, lm, {"model": str(path), "sha256": folder_digest(path)}, True)
+    lm = Folder(path, dtype)
+    identity = {"model": str(path), "sha256": folder_digest(path), "dtype": lm.dtype_name}
+    return Model(path.name, lm, identity, True)
 
 
 def of_gguf(path: Path) -> Model:

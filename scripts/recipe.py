@@ -30,6 +30,13 @@ def system_prompt() -> str:
     return SYSTEM_PROMPT.read_text(encoding="utf-8").strip()
 
 
+def cpu_has_bf16() -> bool:
+    """True if this CPU multiplies in bf16 (AVX512-BF16 or AMX) rather than emulating it."""
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def all_recipes() -> list[Path]:
     """Every training recipe, found by walking the folders of the model families."""
     return sorted(p for family in read_yaml(MODELS) for p in (RECIPES / family).rglob("*.yaml"))

@@ -68,12 +68,17 @@ class Metrics:
             self.rejected.labels(reason)
 
     def answered(
-        self, text: str, ended: bool, usage: dict[str, int], seconds: float, first: float
+        self, text: str, ended: bool, usage: dict[str, int], seconds: float, first: float | None
     ) -> None:
-        """Count one whole answer. seconds, first: from the slot on, to the end and first token."""
+        """Count one whole answer. seconds, first: from the slot on, to the end and first token.
+
+        first: None where nobody saw it.
+        """
         self.answers.labels(kind_of(text, ended)).inc()
         self.tokens.labels("prompt").inc(usage.get("prompt_tokens", 0))
         self.tokens.labels("completion").inc(usage.get("completion_tokens", 0))
+        if first is None:
+            return
         self.first_token.observe(first)
         if seconds > first and usage.get("completion_tokens", 0) > 1:
             self.rate.observe((usage["completion_tokens"] - 1) / (seconds - first))

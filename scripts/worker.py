@@ -20,7 +20,7 @@ import httpx
 from medalign.artifacts import StepError, require_file
 
 PASSED_ON = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
-PATIENCE = 30.0  # seconds for the one token that shows that a model answers
+PATIENCE = 120.0  # seconds for the one token that shows that a model answers; it may have to wait
 LONGEST_PAUSE = 30.0  # seconds between two starts of a worker that keeps dying
 
 
@@ -125,7 +125,7 @@ class Worker:
         self.url = ""
         self.pid: int | None = None
         self.loaded = stamp(model)
-        self._up = False
+        self._up = self._ever_up = False
 
     @property
     def fault(self) -> str | None:
@@ -148,7 +148,7 @@ class Worker:
 
     async def run(self) -> None:
         """Start the child, wait for its end, start it again; StepError if it never came up."""
-        pause, ever_up = 0.5, False
+        pause = 0.5
         while True:
             if stamp(self.file) != self.loaded:  # never load what nobody has checked
                 await asyncio.sleep(self.file_check_seconds)
@@ -166,14 +166,13 @@ class Worker:
             watched = asyncio.create_task(self.watch())
             try:
                 await child.wait()
-                ever_up = ever_up or self._up
             finally:
                 watched.cancel()
                 self._up = False
                 if child.returncode is None:
                     child.terminate()
                     await child.wait()
-            if not ever_up:
+            if not self._ever_up:
                 words = self.log.read_text(errors="replace").splitlines()[-5:]
                 raise StepError(f"llama-server cannot serve {self.file}: " + " | ".join(words))
             self.restarts += 1
@@ -187,4 +186,5 @@ class Worker:
             while True:
                 well = await answers(client, self)
                 self._up = well
+                self._ever_up |= well
                 await asyncio.sleep(self.probe_seconds if well else 0.1)

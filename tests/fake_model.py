@@ -56,7 +56,22 @@ class FakeModel:
             return JSONResponse({"error": error}, 400)
         if text == "fail":
             return JSONResponse({"error": {"code": 500, "message": f"broke on {text}"}}, 500)
+        if not body.get("stream"):
+            return StreamingResponse(self.whole(text, kind), media_type="application/json")
         return StreamingResponse(self.events(text, kind), media_type="text/event-stream")
+
+    async def whole(self, text: str, kind: str) -> Any:
+        """The stream's answer in one piece."""
+        said, last = "", {}
+        async for event in self.events(text, kind):
+            if not event.startswith(b"data: ["):
+                last = json.loads(event.removeprefix(b"data: "))
+                for choice in last["choices"]:
+                    said += choice.get("text") or choice.get("delta", {}).get("content") or ""
+        chat = {"message": {"role": "assistant", "content": said}}
+        choice = chat if kind.startswith("chat") else {"text": said}
+        last["choices"] = [{"index": 0, "finish_reason": "stop"} | choice]
+        yield json.dumps(last).encode()
 
     async def events(self, text: str, kind: str) -> Any:
         words = self.answers.get(text, ANSWER).split(" ")
@@ -80,7 +95,7 @@ class FakeModel:
         end |= {"delta": {}} if kind.startswith("chat") else {"text": ""}
         yield self.event(kind, [end])
         usage = {"prompt_tokens": 5, "completion_tokens": len(pieces), "total_tokens": 99}
-        yield self.event(kind, [], usage=usage, timings={"secret": 1})
+        yield self.event(kind, [], usage=usage, timings={"prompt_ms": 20, "secret": 1})
         yield b"data: [DONE]\n\n"
 
     def event(self, kind: str, choices: list[Any], **more: Any) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from medalign.artifacts import StepError
-from medalign.merge_adapter import merge, merge_recipe
+from medalign.merge_adapter import merge, merge_recipe, scaled
 from medalign.trained_base import (
     DTYPES,
     WAYS,
@@ -139,6 +139,22 @@ def test_without_qlora_nothing_is_quantized(tiny, tmp_path):
     assert qlora_merge(config) is None
     assert merge_recipe(config, tiny, tmp_path, None, "bf16") == config
     assert not (tmp_path / "base").exists()
+
+
+def test_a_scaled_adapter_changes_the_weights_so_many_times_as_much(tmp_path):
+    adapter = tmp_path / "adapter"
+    (adapter / "checkpoint-1").mkdir(parents=True)
+    pair = {"q.lora_A.weight": torch.randn(2, 8), "q.lora_B.weight": torch.randn(8, 2)}
+    save_file(pair, adapter / "adapter_model.safetensors")
+    copy = scaled(adapter, 0.5, tmp_path / "work")
+    half = load_file(copy / "adapter_model.safetensors")
+    product, halved = (t["q.lora_B.weight"] @ t["q.lora_A.weight"] for t in (pair, half))
+    assert torch.allclose(halved, product / 2)
+    assert not (copy / "checkpoint-1").exists()
+    save_file({**pair, "lm_head.weight": torch.zeros(1)}, adapter / "adapter_model.safetensors")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(StepError, match="only a plain LoRA"):
+        scaled(adapter, 0.5, tmp_path / "other")
 
 
 def test_the_key_decides_and_a_typo_is_named():

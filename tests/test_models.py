@@ -10,10 +10,10 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager, get_task_dict
 
-from medalign import gguf_model, gguf_scores
+from medalign import gguf_model, gguf_scores, hf_lm
 from medalign.artifacts import ROOT, StepError
 from medalign.export_gguf import convert
-from medalign.models import open_model
+from medalign.models import of_folder, open_model
 from medalign.recipe import model as family
 from medalign.sources import DATA_DIR
 
@@ -28,7 +28,7 @@ PUBLIC = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def hf(base):
-    return open_model(str(base)).lm
+    return of_folder(base, "float32").lm
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,35 @@ def test_likelihoods_are_those_of_transformers(hf, requests, base):
         scored = hf.loglikelihood(asked, disable_tqdm=True)
         for request, (log, _) in zip(asked, scored, strict=True):
             assert log == pytest.approx(direct(*request.args), abs=2e-3), (name, request.args)
+
+
+def test_shared_beginnings_and_padding_change_no_likelihood(hf, base, monkeypatch):
+    direct = Direct(base)
+    shots = "Question: Which organ makes insulin?\nA. Liver\nB. Pancreas\nAnswer: B\n\n" * 5
+    asked = [
+        (shots + "Question: Where is bile made?\nAnswer:", " A"),
+        (shots + "Question: Where is bile made?\nAnswer:", " B"),
+        (shots + "Question: Where is urine made, of what, and how much of it?\nAnswer:", " A"),
+        ("Question: Is this plan safe?\nAnswer:", " unsafe"),
+        ("Question: Is this plan safe?\nAnswer:", " safe"),
+        ("Fever", " is a sign"),
+    ]
+    for most in (4096, 30):
+        monkeypatch.setattr(hf_lm, "TOKENS", most)
+        scored = hf.loglikelihood(
+            [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(asked)],
+            disable_tqdm=True,
+        )
+        for (log, _), pair in zip(scored, asked, strict=True):
+            assert log == pytest.approx(direct(*pair), abs=1e-3), pair
+    front = [
+        shared for shared, _ in hf_lm.begin_alike(sorted(hf_lm.alike(encoded(hf, asked), 2048)))
+    ]
+    assert len(front) == 2 and front[0] >= hf_lm.SHARED and front[1] == 0
+
+
+def encoded(lm, pairs):
+    return [(pair, *lm._encode_pair(*pair)) for pair in pairs]
 
 
 @PUBLIC

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -199,23 +201,74 @@ def test_names_of_files_and_hosts():
     assert not local_only("0.0.0.0") and not local_only("10.0.0.1")
 
 
-@pytest.mark.slow
-def test_llama_server_answers_in_sections_or_refuses_and_survives_a_kill(base_gguf):
-    """The real worker on the untouched base: form by grammar, restart, clean errors."""
+@contextmanager
+def llama_server(gguf: Path, slots: int, context: int) -> Iterator[tuple[Worker, str]]:
+    """The API before llama.cpp's own server, compiled if need be; its worker and address."""
     from fake_model import running
 
     from medalign.admission import Limits
     from medalign.api import create_app
     from medalign.gateway import Served
-    from medalign.sections import parse
 
     made = subprocess.run(["make", "build/llama-server/llama-server"], cwd=ROOT)
     assert made.returncode == 0
     program = ROOT / "build/llama-server/llama-server"
     log = ROOT / "build/serve/test.log"
-    worker = Worker(program, base_gguf, slots=2, context=1024, threads=2, log=log)
-    app = create_app(worker, Served("medalign", context=1024), Limits(slots=2))
-    with running(app) as url, httpx.Client(base_url=url, timeout=300) as client:
+    worker = Worker(program, gguf, slots=slots, context=context, threads=2, log=log)
+    limits = Limits(slots=slots, queue=16)
+    with running(create_app(worker, Served("medalign", context=context), limits)) as url:
+        asyncio.run(until(lambda: httpx.get(url + "/health").status_code == 200))
+        yield worker, url
+
+
+@pytest.mark.slow
+def test_kills_under_the_load_of_64_clients_lose_no_request(base_gguf):
+    """Clients ask again on 429 and 503 until answered; nothing else comes, and nobody hangs."""
+    requests, kill_at = 200, [40, 100]
+    errors: Counter[tuple[int, str]] = Counter()
+    done: list[int] = []
+
+    async def one(client: httpx.AsyncClient, body: dict) -> int:
+        while True:
+            reply = await client.post("/v1/completions", json=body)
+            if reply.status_code == 200:
+                return reply.json()["usage"]["completion_tokens"]
+            errors[reply.status_code, reply.json()["error"]["code"]] += 1
+            assert reply.status_code in (429, 503), reply.text
+            await asyncio.sleep(float(reply.headers["Retry-After"]) / 10)
+
+    async def load(worker: Worker, url: str) -> None:
+        numbers = iter(range(requests))
+        async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client:
+
+            async def ask() -> None:
+                for n in numbers:
+                    body = {"model": "medalign", "prompt": f"{n}. Fever", "max_tokens": 16}
+                    done.append(await one(client, body))
+                    if kill_at and len(done) >= kill_at[0]:
+                        kill_at.pop(0)
+                        os.kill(worker.pid, signal.SIGKILL)
+
+            await asyncio.gather(*(ask() for _ in range(64)))
+
+    with llama_server(base_gguf, slots=8, context=128) as (worker, url):
+        asyncio.run(load(worker, url))
+        assert httpx.get(url + "/health").status_code == 200
+        assert worker.restarts == 2 and not kill_at
+    assert len(done) == requests and all(done)
+    assert errors[503, "worker_died"] > 0
+    assert {code for _, code in errors} <= {"worker_died", "model_not_ready", "rate_limit_exceeded"}
+
+
+@pytest.mark.slow
+def test_llama_server_answers_in_sections_or_refuses_and_survives_a_kill(base_gguf):
+    """The real worker on the untouched base: form by grammar, restart, clean errors."""
+    from medalign.sections import parse
+
+    with (
+        llama_server(base_gguf, slots=2, context=1024) as (worker, url),
+        httpx.Client(base_url=url, timeout=300) as client,
+    ):
 
         def ask(text: str, **more) -> httpx.Response:
             body = {"model": "medalign", "messages": [{"role": "user", "content": text}]}
@@ -225,7 +278,6 @@ def test_llama_server_answers_in_sections_or_refuses_and_survives_a_kill(base_gg
         def ready() -> bool:
             return client.get("/health").status_code == 200
 
-        asyncio.run(until(ready))
         free = ask("What is anemia?", max_tokens=60).json()["choices"][0]["message"]["content"]
         assert not parse(free).ok
         form = {"type": "four_sections"}
