@@ -65,12 +65,12 @@ def main() -> None:
     if not all(0 <= scale <= 4 for scale in args.scales):
         raise StepError("--scales are between 0, the base, and 4")
     began, family = time.monotonic(), model(args.family)
-    points = [
-        point(args.adapter, scale, family, family.name, args.quant, args.out)
-        for scale in args.scales
-    ]
-    facts = manifest("frontier", {"adapter": args.adapter}, began, points=points)
-    write_json(args.out / "frontier.json", facts)
+    points: list[dict[str, Any]] = []
+    for scale in args.scales:
+        points.append(point(args.adapter, scale, family, family.name, args.quant, args.out))
+        points.sort(key=lambda p: p["scale"])
+        facts = manifest("frontier", {"adapter": args.adapter}, began, points=points)
+        write_json(args.out / "frontier.json", facts)
     print(table(points))
 
 

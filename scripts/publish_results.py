@@ -16,6 +16,7 @@ from typing import Any
 
 from medalign.artifacts import ROOT, StepError, require_file, run_step, write_json, written_whole
 from medalign.dpo_report import FORM, SAFETY
+from medalign.evaluate import BENCHMARKS
 from medalign.evaluate_format import rate
 from medalign.measures import headline
 from medalign.suite_report import HEADLINES, result, stage
@@ -28,6 +29,7 @@ ALIGNED_MARKS = ("<!-- alignment:begin (make results writes this) -->", "<!-- al
 SUITES = RESULTS / "smollm2-135m-suites.json"
 SUITE_MARKS = ("<!-- suites:begin (make results writes this) -->", "<!-- suites:end -->")
 BESIDE = {  # what stands beside a suite's headline
+    **{suite: ("balanced_accuracy",) for suite in BENCHMARKS},  # one letter always is at chance
     "refusal": ("harmful_refused", "xstest_safe_refused", "benign_medical_refused"),
     "medication_safety": ("f1", "share_unsafe"),
     "education_format": ("frozen_strict", "fact_recall"),
