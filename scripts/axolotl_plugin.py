@@ -8,10 +8,14 @@
   rows or another template under the same name would train on the old ones.
 - At the end `training.json` is written beside the adapter: the log of every step, and proof
   that the last one was reached.
+- `seed` holds for the adapter's first weights too, which Axolotl draws before it sets the seed.
 - `qlora_merge` is a key of its own (medalign.trained_base), so are `compile_layers` and
   `logits_at_labels` (medalign.training_speed).
+- A loss that is NaN, infinite or `diverged_at` times what it began with ends the run, and a
+  resumed run goes on with the very rows that were next (medalign.long_runs).
 - `bf16: auto` without a GPU means bf16 on a CPU that computes in it, fp32 on any other
   (Axolotl takes it for fp16); `use_cpu` is set, without which bf16 is refused there.
+- Several processes train together on CPUs too, not each for itself (medalign.distributed).
 """
 
 from __future__ import annotations
@@ -32,9 +36,11 @@ from axolotl.cli import args as cli_args
 from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.utils.schemas.config import AxolotlInputConfig
 from pydantic import BaseModel, Field
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 
 from medalign import training_speed
+from medalign.distributed import join_cpus, on_cpus
+from medalign.long_runs import DataOrder, StopWhenLost
 from medalign.recipe import cpu_has_bf16
 from medalign.trained_base import QloraMerge
 
@@ -135,6 +141,9 @@ class MedAlignArgs(BaseModel):
     logits_at_labels: bool = Field(
         default=False, description="compute logits only where tokens are trained"
     )
+    diverged_at: float = Field(
+        default=3.0, gt=1, description="end the run at this many times the loss of its first steps"
+    )
 
 
 class MedAlignPlugin(BasePlugin):
@@ -147,6 +156,8 @@ class MedAlignPlugin(BasePlugin):
         """Called with the recipe before Axolotl validates it; ValueError on unknown keys."""
         if messages := unknown_keys(cfg):
             raise ValueError("; ".join(messages))
+        if on_cpus():
+            join_cpus()
         if prepared := cfg.get("dataset_prepared_path"):
             key = content_key(cfg)
             if Path(prepared).name != key:  # a recipe may be registered twice
@@ -157,7 +168,18 @@ class MedAlignPlugin(BasePlugin):
             cfg["bf16"], cfg["fp16"] = has, cuda and not has
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
-        return {} if torch.cuda.is_available() else {"use_cpu": True}
+        # The filter writes the mean of the other losses over a NaN.
+        always = {"logging_nan_inf_filter": False}
+        return always if torch.cuda.is_available() else {**always, "use_cpu": True}
+
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
+        """Loads none: the last call before Axolotl reads where the model goes."""
+        if on_cpus():
+            cfg["device_map"] = {"": "cpu"}  # Axolotl: an accelerator of that rank
+
+    def pre_model_load(self, cfg: Any) -> None:
+        if cfg.get("seed") is not None:
+            set_seed(cfg["seed"])
 
     def post_model_load(self, cfg: Any, model: Any) -> None:
         if cfg.get("logits_at_labels"):
@@ -166,4 +188,5 @@ class MedAlignPlugin(BasePlugin):
             training_speed.compile_layers(model)
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[TrainerCallback]:
-        return [TrainingLog()]
+        rewarded = cfg.get("rl") == "grpo"  # its loss begins at zero
+        return [TrainingLog(), DataOrder(), StopWhenLost(None if rewarded else cfg["diverged_at"])]

@@ -1,6 +1,7 @@
 """Check recipes for the hardware in their names, without that hardware.
 
     python scripts/check_recipe.py [recipes/mistral-7b/sft-lora-t4.yaml …]
+    python scripts/check_recipe.py --processes 4 --overlay recipes/distributed/zero2.yaml …
 
 A recipe `<stage>-<card>.yaml` is held against the card's entry in recipes/hardware.yaml: keys
 that nothing reads, what Axolotl lets pass although the card cannot do it, and Axolotl's own
@@ -32,6 +33,7 @@ from pydantic import ValidationError
 
 from medalign.artifacts import StepError, run_step, shown
 from medalign.axolotl_plugin import unknown_keys
+from medalign.distributed import sharding_faults, shared_out
 from medalign.recipe import RECIPES, all_recipes, read_yaml
 
 HARDWARE = RECIPES / "hardware.yaml"
@@ -68,6 +70,7 @@ def hardware_faults(config: dict[str, Any], card: Card) -> Iterator[str]:
     """What Axolotl accepts and this card, or any, does not: "key: what and what to do"."""
     yield from precision_faults(config, card)
     yield from kernel_faults(config, card)
+    yield from sharding_faults(config, gpu=bool(card.compute_capability))
     if PLUGIN not in (config.get("plugins") or []):
         yield f"plugins: without {PLUGIN} typos pass and make sft does not end; add it"
     if config.get("trust_remote_code"):
@@ -136,8 +139,10 @@ def isolated() -> Iterator[PluginManager]:
             logging.disable(silenced)
 
 
-def validation_faults(config: dict[str, Any], card: Card, bf16: bool) -> list[str]:
-    """What Axolotl's validation says on such a card; bf16: whether this one computes in it."""
+def validation_faults(
+    config: dict[str, Any], card: Card, bf16: bool, processes: int = 1
+) -> list[str]:
+    """What Axolotl's validation says on so many such cards; bf16: whether they compute in it."""
     cfg = DictDefault(copy.deepcopy(config))
     if cfg["bf16"] == "auto":  # as the plugin decides on the hardware itself
         cfg["bf16"], cfg["fp16"] = bf16, bool(card.compute_capability) and not bf16
@@ -145,7 +150,7 @@ def validation_faults(config: dict[str, Any], card: Card, bf16: bool) -> list[st
         "bf16": bf16,
         "fp8": False,
         "tf32": card.tf32,
-        "n_gpu": 1,
+        "n_gpu": processes,
         "compute_capability": card.compute_capability,
     }
     environment = {"torch_version": version("torch").partition("+")[0]}
@@ -162,13 +167,14 @@ def validation_faults(config: dict[str, Any], card: Card, bf16: bool) -> list[st
     return []
 
 
-def faults(recipe: Path, config: dict[str, Any]) -> list[str]:
+def faults(recipe: Path, config: dict[str, Any], processes: int = 1) -> list[str]:
     """All that is wrong with a recipe of this name and content: "recipe: key: what, what to do".
 
-    StepError if the name tells no hardware.
+    processes: cards that share its batch. StepError if the name tells no hardware, or if the
+    batch cannot be shared so.
     """
     card = card_of(recipe)
-    config = copy.deepcopy(config)
+    config = shared_out(copy.deepcopy(config), processes)
     found = list(hardware_faults(config, card))
     with isolated() as manager:
         for plugin in list(config.get("plugins") or []):
@@ -182,16 +188,21 @@ def faults(recipe: Path, config: dict[str, Any]) -> list[str]:
                 found.append(f"{key}: {unknown[0]}; correct or remove it")
                 del config[key]
         for bf16 in [True, False] if card.bf16 is None else [card.bf16]:
-            found += validation_faults(config, card, bf16)
+            found += validation_faults(config, card, bf16, processes)
     return [f"{shown(recipe)}: {fault}" for fault in dict.fromkeys(found)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recipes", nargs="*", type=Path, metavar="RECIPE", help="default: all")
+    parser.add_argument("--overlay", type=Path, help="YAML of keys laid over each recipe")
+    parser.add_argument("--processes", type=int, default=1, help="cards that share the batch")
+    args = parser.parse_args()
+    overlay = read_yaml(args.overlay) if args.overlay else {}
     bad = 0
-    for recipe in parser.parse_args().recipes or all_recipes():
-        found = faults(recipe, read_yaml(recipe))
+    for recipe in args.recipes or all_recipes():
+        config = {k: v for k, v in {**read_yaml(recipe), **overlay}.items() if v is not None}
+        found = faults(recipe, config, args.processes)
         print("\n".join(found) or f"{shown(recipe)}: ok")
         bad += bool(found)
     return min(bad, 1)

@@ -39,14 +39,36 @@ def locked(path: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def run_axolotl(command: list[str], log: Path, lock: int | None = None) -> None:
+def reason(tail: bytes) -> str:
+    """Why Axolotl failed, of the end of its output: the process that was killed or the last error.
+
+    Of several processes the first to fail counts, not those that lost their connection to it.
+    """
+    root = tail.rpartition(b"Root Cause")[2]
+    if killed := re.search(rb"rank +: (\d+).*\n +exitcode +: -(\d+)", root):
+        rank, number = int(killed[1]), int(killed[2])
+        return (
+            f"process {rank} was ended by {signal.Signals(number).name}, out of memory?"
+            " the others were stopped; run the same again, it goes on from the last checkpoint"
+        )
+    pattern = rb"^(?:\[rank\d+\]: *)?([\w.]*(?:Error|Exception|Interrupt)\b.*)"
+    errors = re.findall(pattern, tail, re.MULTILINE)
+    own = [e for e in errors if not re.match(rb"[\w.]*(?:ChildFailed|CalledProcess)Error", e)]
+    return (own or errors or [b"no message"])[-1].decode(errors="replace")
+
+
+def run_axolotl(command: list[str], log: Path, lock: int | None = None, processes: int = 1) -> None:
     """Run Axolotl, its output to the terminal up to a traceback, and all of it to `log`.
 
-    StepError carries the last line of the traceback. Ctrl-C ends the child at once: its
-    checkpoints are whole, and its own handler would save a half-trained adapter as if done.
+    processes: how many share this machine's cores. StepError carries the reason. Ctrl-C ends
+    the child at once: its checkpoints are whole, and its own handler would save a half-trained
+    adapter as if done.
     """
     environment = {**ALLOCATOR, **QUIET, **os.environ}
-    environment.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    cores = len(os.sched_getaffinity(0))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    # Axolotl finds its launchers by name, also where the environment is not activated.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     child = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -76,6 +98,4 @@ def run_axolotl(command: list[str], log: Path, lock: int | None = None) -> None:
     if code == -signal.SIGKILL:
         raise StepError(f"axolotl was killed, out of memory? lower micro_batch_size ({log})")
     if code:
-        lines = re.findall(rb"^[\w.]*(?:Error|Exception|Interrupt)\b.*", tail, re.MULTILINE)
-        words = lines[-1].decode(errors="replace") if lines else "no message"
-        raise StepError(f"axolotl ended with {code}: {words} ({log})")
+        raise StepError(f"axolotl ended with {code}: {reason(tail)} ({log})")

@@ -6,6 +6,7 @@
 Runs `axolotl train` on the recipe in a folder of a temporary name, where the checkpoints lie;
 an interrupted run goes on from the last of them. When training has ended, the folder gets
 its manifest and its name. `axolotl train RECIPE` by hand does the same without the safety.
+`--processes 4` shares the batch out among four GPUs, recipes/distributed/ says how else.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from medalign.artifacts import (
     sha256,
     write_json,
 )
+from medalign.distributed import launcher_arguments, shared_out
 from medalign.recipe import Model, check, family_of, local_files, model, read_yaml
 from medalign.run_axolotl import locked, run_axolotl
 
@@ -42,14 +44,17 @@ DECIDES_NOTHING |= {"use_wandb", "wandb_project", "use_tensorboard", "dataset_pr
 BYTES_PER_PARAMETER = 0.8  # on disk, of the whole model: adapter, Adam's states, two checkpoints
 
 
-def effective(recipe: Path, out: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+def effective(
+    recipe: Path, out: Path, overrides: dict[str, Any], processes: int = 1
+) -> dict[str, Any]:
     """The recipe as it is run: overrides, the output folder, the tracker's environment.
 
-    overrides: keys to replace; None takes a key out.
+    overrides: keys to replace; None takes a key out. processes: how many share the batch.
     """
     config = {**read_yaml(recipe), **overrides, "output_dir": str(partial(out))}
     config = {key: value for key, value in config.items() if value is not None}
     check(recipe, config)
+    config = shared_out(config, processes)
     if project := os.environ.get("WANDB_PROJECT"):
         config |= {"use_wandb": True, "wandb_project": project}
     return config
@@ -84,10 +89,12 @@ def prepare(folder: Path, config: dict[str, Any], now: dict[str, str]) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
-def train(recipe: Path, out: Path, overrides: dict[str, Any], launcher: str) -> dict[str, Any]:
+def train(
+    recipe: Path, out: Path, overrides: dict[str, Any], launcher: str, processes: int = 1
+) -> dict[str, Any]:
     """Train `recipe` into the adapter folder `out`. Returns its manifest."""
     began = time.monotonic()
-    config = effective(recipe, out, overrides)
+    config = effective(recipe, out, overrides, processes)
     family = model(family_of(recipe))
     folder = partial(out)
     made_of = fingerprint(config)
@@ -102,9 +109,10 @@ def train(recipe: Path, out: Path, overrides: dict[str, Any], launcher: str) -> 
     axolotl = str(Path(sys.executable).parent / "axolotl")
     with locked(out.with_name(".train.lock")) as lock:
         prepare(folder, config, made_of)
-        command = [axolotl, "train", str(folder / "recipe.yaml"), "--launcher", launcher]
-        run_axolotl(command, folder / "train.log", lock)
-        return finish(recipe, out, config, overrides, made_of, family, began)
+        command = [axolotl, "train", str(folder / "recipe.yaml"), "--launcher"]
+        command += launcher_arguments(launcher, processes)
+        run_axolotl(command, folder / "train.log", lock, processes)
+        return finish(recipe, out, config, overrides, made_of, family, began, processes)
 
 
 def finish(
@@ -115,6 +123,7 @@ def finish(
     made_of: dict[str, str],
     family: Model,
     began: float,
+    processes: int,
 ) -> dict[str, Any]:
     """Give a trained folder its manifest and its name, then drop the checkpoints."""
     folder = partial(out)
@@ -140,6 +149,7 @@ def finish(
         fingerprint=made_of,
         seed=config.get("seed"),
         overrides=overrides,
+        processes=processes,
         steps=state["global_step"],
         epochs=state["epoch"],
         final_loss=state["final_loss"],
@@ -164,6 +174,7 @@ def main() -> None:
     parser.add_argument(
         "--launcher", choices=["python", "accelerate", "torchrun"], default="python"
     )
+    parser.add_argument("--processes", type=int, default=1, help="GPUs that share the batch")
     parser.add_argument("--overlay", type=Path, help="YAML of keys laid over the recipe")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key"
@@ -177,7 +188,8 @@ def main() -> None:
         if not equals:
             raise StepError(f"--set {pair}: write KEY=VALUE")
         overrides[key] = yaml.safe_load(value)
-    facts = train(args.recipe.resolve(), args.out.resolve(), overrides, args.launcher)
+    recipe, out = args.recipe.resolve(), args.out.resolve()
+    facts = train(recipe, out, overrides, args.launcher, args.processes)
     print(f"{args.out}: {facts['steps']} steps, final loss {facts['final_loss']:.4f}")
 
 
