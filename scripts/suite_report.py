@@ -196,7 +196,12 @@ def main() -> None:
     accepted = {name for name in args.accept.split(",") if name}
     red = build(dict(map(stage, args.stage)), args.out, accepted)
     print(
-        f"{args.out}: " + (f"worse on {', '.join(red)}" if red else "no drop beyond its interval")
+        f"{args.out}: "
+        + (
+            f"worse on {', '.join(red)}"
+            if red
+            else "no drop beyond its interval" + (", but those accepted" if args.accept else "")
+        )
     )
 
 
