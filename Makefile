@@ -73,8 +73,8 @@ NEEDS_PAIRS := $(if $(shell grep -ls 'path: build/pairs/' $(RECIPE)),$(PAIRS))
 BASE_EVAL := build/eval/$(if $(REHEARSAL),rehearsal-)$(FAMILY)-$(QUANT)-base.json
 
 FORCE:
-.PHONY: help setup demo data mix mix-report mix-measure bench-data pin pairs judge dpo dpo-report eval-safety base sft merge gguf ollama check verify eval compare suite-report rating-sheet judge-answers serve bench-serving deploy-vertex publish eval-retrieval eval-tune frontier report results seeds \
-        review-sheet test test-fast lint notebook lock clean
+.PHONY: help setup demo data mix mix-report mix-measure bench-data bench packing pin pairs judge dpo dpo-report eval-safety base sft merge gguf ollama check verify eval compare suite-report rating-sheet judge-answers serve bench-serving deploy-vertex publish eval-retrieval eval-tune frontier report results seeds \
+        review-sheet test test-fast lint notebook lock clean plan
 
 help:  ## this list
 	@echo "make TARGET [RECIPE=recipes/…/….yaml] [SEED=n] [QUANT=Q4_K_M]   (now: $(RECIPE))"
@@ -130,6 +130,13 @@ mix-measure: $(VENV)/.ready  ## plant copies and evaluation rows, and count what
 	@$(PY) scripts/measure_mix.py --out docs/results/mix-methods.json
 bench-data: $(VENV)/.ready  ## rows/s and memory at 20 thousand, 200 thousand and 2 million rows
 	@$(PY) scripts/bench_data.py --out docs/results/bench-data.json
+SAFE_TEACHER := smollm2-135m/sft-safety-cpu
+bench: $(DATA)/manifest.json $(BASE)/manifest.json $(PAIRS)  ## whole trainings beside TRL and LLaMA-Factory, in turns: hours (STEPS=60 ROUNDS=3)
+	@[ -e runs/$(SAFE_TEACHER)/merged/manifest.json ] || $(MAKE) merge RECIPE=recipes/$(SAFE_TEACHER).yaml
+	[ -e $(BASE)-Q4_K_M.gguf ] || $(MAKE) $(BASE)-Q4_K_M.gguf RECIPE=recipes/$(SAFE_TEACHER).yaml
+	$(PY) scripts/bench_training.py --out build/bench $(if $(STEPS),--steps $(STEPS)) --rounds $(or $(ROUNDS),3) --gguf $(BASE)-Q4_K_M.gguf
+packing: $(DATA)/manifest.json $(MIX) $(PAIRS) build/models/tiny-mistral/manifest.json  ## tokens used of tokens paid, every Mistral recipe
+	@$(PY) scripts/measure_packing.py --out docs/results/packing.json
 pin: $(VENV)/.ready  ## ask the hub for the revisions that are not pinned yet
 	@$(PY) scripts/pin_revisions.py
 
@@ -185,6 +192,9 @@ ollama: $(OUT)/Modelfile  ## create the Ollama model (NAME=medalign), or say how
 
 check: $(VENV)/.ready  ## check every recipe for the hardware in its name
 	@$(PY) scripts/check_recipe.py $(if $(filter file,$(CHOSEN)),,$(RECIPE))
+
+plan: $(VENV)/.ready  ## GPU=t4|l4|a100-40|a100-80|h100: memory, hours and cost of RECIPE= (default: all on all; CHECK=1: the errors)
+	@$(PY) scripts/plan_run.py $(if $(filter file,$(CHOSEN)),,--recipe $(RECIPE)) $(if $(GPU),--gpu '$(GPU)') $(if $(CHECK),--check)
 
 verify: $(OUT)/parity.json  ## training = mistral-common = llama.cpp = Ollama, token for token
 	@$(PY) scripts/verify_parity.py --show $(OUT)/parity.json

