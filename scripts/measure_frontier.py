@@ -21,15 +21,14 @@ from medalign import evaluate_format, evaluate_safety, suite
 from medalign.artifacts import StepError, manifest, run_step, write_json
 from medalign.export_gguf import export
 from medalign.merge_adapter import merge
+from medalign.pages import markdown
 from medalign.recipe import Model, model, system_prompt
 
 
-def point(
-    adapter: Path, scale: float, family: Model, name: str, quant: str, out: Path
-) -> dict[str, Any]:
+def point(adapter: Path, scale: float, family: Model, quant: str, out: Path) -> dict[str, Any]:
     """The rates of the adapter at one scale. What was made for it is removed but the answers."""
     work = out / f"scale-{scale:g}"
-    gguf = work / f"{name}-{quant}.gguf"
+    gguf = work / f"{family.name}-{quant}.gguf"
     if not gguf.exists():
         merge(adapter, work / "merged", scale=scale)
         export(work / "merged", gguf, quant, family)
@@ -46,12 +45,8 @@ def point(
 def table(points: list[dict[str, Any]]) -> str:
     """A row a scale, in Markdown."""
     names = [name for name in points[0] if name != "scale"]
-    rows = [f"| scale | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for each in points:
-        rows.append(
-            f"| {each['scale']:g} | {' | '.join(suite.told(each[name]) for name in names)} |"
-        )
-    return "\n".join(rows)
+    rows = [[f"{p['scale']:g}", *(suite.told(p[name]) for name in names)] for p in points]
+    return markdown(["scale", *names], rows)
 
 
 def main() -> None:
@@ -67,7 +62,7 @@ def main() -> None:
     began, family = time.monotonic(), model(args.family)
     points: list[dict[str, Any]] = []
     for scale in args.scales:
-        points.append(point(args.adapter, scale, family, family.name, args.quant, args.out))
+        points.append(point(args.adapter, scale, family, args.quant, args.out))
         points.sort(key=lambda p: p["scale"])
         facts = manifest("frontier", {"adapter": args.adapter}, began, points=points)
         write_json(args.out / "frontier.json", facts)

@@ -33,6 +33,7 @@ from medalign.artifacts import (
     run_step,
     write_json,
 )
+from medalign.pages import markdown
 from medalign.prompt_paths import Training
 from medalign.recipe import check, local_files, read_yaml
 
@@ -154,18 +155,21 @@ def measure(config: dict[str, Any], lengths: Lengths) -> dict[str, Any]:
 
 def table(recipes: dict[str, dict[str, Any]]) -> str:
     """Markdown: what each recipe uses of what it pays for."""
-    lines = ["| recipe | rows | tokens a row | used of paid | padding | by length | saves |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    header = ["recipe", "rows", "tokens a row", "used of paid", "padding", "by length", "saves"]
+    lines = []
     for name, r in recipes.items():
         used = r["packed"]["used"] if r["packs"] else r["padded"]
         how = "packed" if r["packs"] else "padded"
         saved = r["packing_saves"] if r["packs"] else r["grouping_saves"]
         what = "packing" if r["packs"] else "grouping"
         lines.append(
-            f"| {name} | {r['rows'] - r['too_long']} | {r['mean_length']:.0f} | {used:.1%} {how} "
-            f"| {1 - r['padded']:.1%} | {1 - r['padded_by_length']:.1%} | {what} {saved:.1%} |"
+            [
+                *(name, f"{r['rows'] - r['too_long']}", f"{r['mean_length']:.0f}"),
+                *(f"{used:.1%} {how}", f"{1 - r['padded']:.1%}"),
+                *(f"{1 - r['padded_by_length']:.1%}", f"{what} {saved:.1%}"),
+            ]
         )
-    return "\n".join(lines)
+    return markdown(header, lines)
 
 
 def main() -> int:

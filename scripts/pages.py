@@ -1,4 +1,7 @@
-"""HTML pages that stand alone: a template of this folder, filled, with the style they share."""
+"""HTML pages that stand alone: a template of this folder, filled, with the style they share.
+
+And Markdown's tables.
+"""
 
 from __future__ import annotations
 
@@ -21,3 +24,9 @@ def fill(template: Path, **facts: Any) -> str:
         undefined=StrictUndefined,
     )
     return page.render(style=Markup(STYLE.read_text(encoding="utf-8")), **facts)
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

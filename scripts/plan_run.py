@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medalign.artifacts import ROOT, StepError, run_step, shown
+from medalign.pages import markdown
 from medalign.recipe import all_recipes, family_of, read_yaml
 from medalign.settings import declared
 from medalign.training_memory import Counts, Memory, counts, memory, operations
@@ -110,11 +111,6 @@ def cell(path: Path, name: str, planning: Planning) -> str:
     return f"{peak:.1f} GiB, {lasts}, ${need * gpu.usd_per_hour:.2f}"
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def table(recipes: list[Path], planning: Planning) -> str:
     """These recipes on all GPUs of `planning`, as Markdown."""
     rows = [
@@ -144,14 +140,13 @@ def main() -> None:
     args = parser.parse_args()
     planning = declared(PLANNING, Planning)
     if args.gpu != "all":
-        one = {args.gpu: gpu_of(args.gpu, planning)}
+        only = {args.gpu: gpu_of(args.gpu, planning)}
+        planning = planning.model_copy(update={"gpus": only})
     if args.check:
         print(check(planning))
     elif args.recipe and args.gpu != "all":
         show_plan(args.recipe, args.gpu, planning)
     else:
-        if args.gpu != "all":
-            planning = planning.model_copy(update={"gpus": one})
         print(table([args.recipe] if args.recipe else all_recipes(), planning))
 
 

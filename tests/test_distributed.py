@@ -200,7 +200,6 @@ def test_two_processes_train_as_one(tiny, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (ROOT / "build/pairs/train.jsonl").exists(), reason="make pairs first")
 def test_two_processes_align_as_one_by_accelerate_launch(tiny):
     one = tiny.train("dpo-alone", DPO)
     two = tiny.train("dpo", DPO, more=("--processes", "2", "--launcher", "accelerate"))

@@ -7,7 +7,6 @@ from itertools import chain
 
 import pytest
 import torch
-from conftest import ROOT
 from tiny_runs import DPO, SFT, TOLERANCE, TinyRuns
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -112,8 +111,6 @@ def tiny(tmp_path_factory, base, data):
 def test_a_run_killed_in_its_second_epoch_goes_on_with_the_same_rows_and_loss(
     tiny, request, recipe, keys
 ):
-    if recipe == DPO and not (ROOT / "build/pairs/train.jsonl").exists():
-        pytest.skip("make pairs first")
     name = request.node.callspec.id
     whole = tiny.train(f"{name} whole", recipe, **keys)
     assert whole.code == 0, whole.errors

@@ -14,6 +14,10 @@ from typing import Any
 import yaml
 from conftest import ROOT
 
+from medalign.artifacts import read_jsonl, write_jsonl
+from medalign.build_pairs import row
+from medalign.check_preferences import GOLD
+
 FAMILY = ROOT / "recipes/smollm2-135m"
 SFT, DPO = FAMILY / "sft-lora-cpu.yaml", FAMILY / "dpo-lora-cpu.yaml"
 TOLERANCE = 1e-4  # of losses near 10; fp32 sums in another order
@@ -58,19 +62,17 @@ class Run:
 
 
 class TinyRuns:
-    """Trains in a folder of its own, on the first rows of the built data."""
+    """Trains in a folder of its own, on the first teaching rows and the first gold pairs."""
 
     def __init__(self, folder: Path, base: Path, rows: int = 12) -> None:
         self.folder = folder
         self.session = 0
         self.model(base)
-        for name, source in {
-            "sft": "build/data/education/train.jsonl",
-            "dpo": "build/pairs/train.jsonl",
-        }.items():
-            if (ROOT / source).exists():
-                lines = (ROOT / source).read_text(encoding="utf-8").splitlines()[:rows]
-                (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        chats = read_jsonl(ROOT / "build/data/education/train.jsonl")[:rows]
+        gold = read_jsonl(GOLD)[:rows]
+        write_jsonl(folder / "sft.jsonl", chats)
+        keys = ("id", "category", "prompt", "chosen", "rejected")
+        write_jsonl(folder / "dpo.jsonl", [row(*(pair[k] for k in keys)) for pair in gold])
 
     def model(self, base: Path) -> None:
         import torch
