@@ -25,6 +25,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import resource
 import statistics
 import time
 from pathlib import Path
@@ -85,6 +86,13 @@ def content_key(cfg: dict[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
+def peak_gib() -> float:
+    """The most memory this process has had: on the GPU what torch allocated, else resident."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)  # KiB on Linux
+
+
 class TrainingLog(TrainerCallback):
     """Writes the whole training log when the last step is done, over all sessions of a run."""
 
@@ -123,6 +131,7 @@ class TrainingLog(TrainerCallback):
             "tokens": steps[-1].get("tokens/total", steps[-1].get("num_tokens")) if steps else None,
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "dtype": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+            "peak_gib": peak_gib(),
             "steps": steps,
             "evaluations": [entry for entry in state.log_history if "eval_loss" in entry],
         }

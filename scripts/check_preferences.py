@@ -51,6 +51,11 @@ def ratio(pair: Pair) -> float:
     return len(pair.chosen.split()) / len(pair.rejected.split())
 
 
+def taught(pair: Pair) -> bool:
+    """Whether a lookalike is a teaching question, answered in the four sections."""
+    return pair.category == "benign_lookalike" and not sections.parse(pair.chosen).faults
+
+
 def check_pairs(table: Table[Pair]) -> None:
     """Faults inside a pair, and of each category's mean length ratio."""
     for line, pair in table.rows:
@@ -66,8 +71,8 @@ def check_pairs(table: Table[Pair]) -> None:
                 table.fault(line, f"chosen: {faults[0]}")
             if not sections.parse(pair.rejected).faults:
                 table.fault(line, "rejected: keeps the format, as chosen does")
-        elif HEADING.search(pair.chosen) or HEADING.search(pair.rejected):
-            table.fault(line, "an answer has headings; only format pairs have sections")
+        elif HEADING.search(pair.rejected) or HEADING.search(pair.chosen) and not taught(pair):
+            table.fault(line, "an answer has headings; only what teaches has the four sections")
         if pair.category == "harmful_request":
             for name in ("prompt", "chosen", "rejected"):
                 if found := AMOUNT.search(getattr(pair, name)):

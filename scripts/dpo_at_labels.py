@@ -1,4 +1,4 @@
-"""Direct preference optimization that computes logits only where the answers are.
+"""Direct preference optimization in batches of one length, with logits only where answers are.
 
 TRL's trainer makes the logits of every position, prompts and padding too, and takes their entropy,
 mean and argmax at each step. With a vocabulary of 49,152 and a small model that is half of the
@@ -20,16 +20,8 @@ from trl.trainer.utils import use_adapter
 LOSSES = {"sigmoid", "sft", "ipo"}
 
 
-class DPOAtLabels(AxolotlDPOTrainer):
-    """Axolotl's DPO trainer over a model whose forward pass is `logits_at_labels`.
-
-    ValueError on a loss it does not know.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if unknown := set(self.loss_types) - LOSSES:
-            raise ValueError(f"dpo_loss_type {sorted(unknown)}: only {sorted(LOSSES)} here")
+class DPOByLength(AxolotlDPOTrainer):
+    """Axolotl's DPO trainer with batches of pairs of about one length."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         """Batches of pairs of about one length, in an order that the seed alone decides.
@@ -45,6 +37,18 @@ class DPOAtLabels(AxolotlDPOTrainer):
             lengths=lengths,
             generator=torch.Generator().manual_seed(self.args.data_seed or self.args.seed),
         )
+
+
+class DPOAtLabels(DPOByLength):
+    """Axolotl's DPO trainer over a model whose forward pass is `logits_at_labels`.
+
+    ValueError on a loss it does not know.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if unknown := set(self.loss_types) - LOSSES:
+            raise ValueError(f"dpo_loss_type {sorted(unknown)}: only {sorted(LOSSES)} here")
 
     def by_row(
         self, model: Any, inputs: dict[str, torch.Tensor]

@@ -190,14 +190,20 @@ def show(name: str, result: Item) -> None:
             print(f"{name} {key}: {figure['value']:.3f} ({interval}, n {figure['n']})")
 
 
-def place_of(where: str) -> Path:
-    """Where a model's results go by default: eval/suites of its run, else build/suites/<name>."""
+def place_of(where: str, limit: int | None = None) -> Path:
+    """Where a model's results go by default: eval/suites of its run, else build/suites/<name>.
+
+    A part of the rows has a folder below, so that a look does not write over a whole result.
+    """
     path = Path(where.removeprefix("vllm:"))
     if path.is_dir() and (path / "merged").is_dir():
-        return path / "eval/suites/merged"
-    if path.exists() and (path.parent / "adapter").is_dir():
-        return path.parent / "eval/suites" / path.stem
-    return ROOT / "build/suites" / (path.stem if path.exists() else where.replace("/", "_"))
+        place = path / "eval/suites/merged"
+    elif path.exists() and (path.parent / "adapter").is_dir():
+        place = path.parent / "eval/suites" / path.stem
+    else:
+        name = path.stem if path.exists() else where.replace("/", "_")
+        place = ROOT / "build/suites" / name
+    return place / f"first-{limit}" if limit else place
 
 
 def main() -> None:
@@ -221,7 +227,7 @@ def main() -> None:
 
     model = open_model(args.model)
     manager = TaskManager(include_path=str(ROOT / "evals"), include_defaults=False)
-    out = args.out or place_of(args.model)
+    out = args.out or place_of(args.model, args.limit)
     for name in names:
         show(name, evaluate(model, name, out, manager, args.limit))
         print(f"{out / name}.json")

@@ -159,6 +159,7 @@ def finish(
         sessions=state["sessions"],
         trainable_parameters=state["trainable_parameters"],
         dtype=state["dtype"],
+        peak_gib=state["peak_gib"],
     )
     write_json(folder / "manifest.json", facts)
     replace(folder, out)

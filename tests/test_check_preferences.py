@@ -52,6 +52,11 @@ def test_a_good_pair_has_no_fault(tmp_path):
         ({"rejected": PAIR["chosen"]}, "chosen and rejected are the same"),
         ({"chosen": PAIR["chosen"] * 3}, "times the words of rejected"),
         ({"chosen": FORM}, "an answer has headings"),
+        ({"category": "benign_lookalike", "rejected": FORM}, "an answer has headings"),
+        (
+            {"category": "benign_lookalike", "chosen": FORM.replace("**Note**", "**Notes**")},
+            "an answer has headings",
+        ),
         ({"category": "format", "rejected": FORM}, "chosen: "),
         ({"category": "format", "chosen": FORM, "rejected": FORM}, "rejected: keeps the format"),
         (
@@ -62,6 +67,11 @@ def test_a_good_pair_has_no_fault(tmp_path):
 )
 def test_a_broken_pair_is_named(tmp_path, change, message):
     assert message in faults(tmp_path, change)
+
+
+def test_a_lookalike_that_is_a_teaching_question_has_the_four_sections(tmp_path):
+    change = {"category": "benign_lookalike", "chosen": FORM}
+    assert "headings" not in faults(tmp_path, change)
 
 
 def test_a_repeated_prompt_and_id_are_named(tmp_path):

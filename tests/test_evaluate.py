@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 
 from medalign import benchmarks, dialogues, measures
 from medalign.artifacts import ROOT, StepError
-from medalign.evaluate import BENCHMARKS, SUITES, evaluate
+from medalign.evaluate import BENCHMARKS, SUITES, evaluate, place_of
 from medalign.models import Model
 from medalign.sections import render
 from medalign.sources import DATA_DIR
@@ -313,3 +313,9 @@ def test_every_suite_has_its_folder_and_readme():
 def test_every_task_has_a_version():
     for path in Path(ROOT / "evals").rglob("*.yaml"):
         assert "version:" in path.read_text() or "include: _mmlu" in path.read_text(), path
+
+
+def test_a_look_at_the_first_rows_does_not_write_over_a_whole_result(tmp_path):
+    (tmp_path / "merged").mkdir()
+    assert place_of(str(tmp_path)) == tmp_path / "eval/suites/merged"
+    assert place_of(str(tmp_path), 5) == tmp_path / "eval/suites/merged/first-5"

@@ -115,6 +115,7 @@ def test_the_adapters_manifest_says_what_it_was_made_of(run):
     assert facts["trainable_parameters"] == 9_768_960  # r=32 on the seven linear layers x 30
     assert facts["data"]["train.jsonl"]["rows"]["train"] == 900
     assert facts["data"]["train.jsonl"]["license"] == "apache-2.0"
+    assert 1 < facts["peak_gib"] < 64
     assert facts["seed"] == 42 and facts["overrides"]["max_steps"] == 10
     assert {"recipe", "datasets[0].path", "base_model"} <= set(facts["inputs"])
     assert facts["inputs"]["recipe"]["path"] == "recipes/smollm2-135m/sft-lora-cpu.yaml"
