@@ -7,6 +7,7 @@ MedAlign packs, groups, compiles or checkpoints; their other arguments are their
 from __future__ import annotations
 
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from medalign.artifacts import ROOT, StepError, read_jsonl, write_json, written_whole
+from medalign.artifacts import ROOT, StepError, read_jsonl, write_json, write_jsonl, written_whole
 from medalign.recipe import cpu_has_bf16, read_yaml
 
 STAGES = {
@@ -35,15 +36,24 @@ NOT_FOR_TEXT = ["torchvision", "torchaudio"]
 LEFT_OUT = ("test_datasets", "evals_per_epoch", "warmup_ratio")
 
 
-def bench_config(stage: str, steps: int | None, seed: int) -> dict[str, Any]:
-    """The stage's recipe with what all systems share: max_steps, warmup_steps, seed.
+def bench_config(stage: str, steps: int | None, seed: int, folder: Path) -> dict[str, Any]:
+    """The stage's recipe with what all systems share: rows, max_steps, warmup_steps, seed.
 
-    steps: None for all epochs of the recipe, which must lie on rows of this repository.
+    steps: None for all epochs of the recipe. Else as many rows as so many steps take, drawn by
+    the seed and written into `folder`: an epoch of them is the training, so that all systems meet
+    the same rows, in whatever order.
     """
     config = read_yaml(ROOT / STAGES[stage])
-    rows = sum(len(read_jsonl(ROOT / dataset["path"])) for dataset in config["datasets"])
+    (dataset,) = config["datasets"]
+    rows = read_jsonl(ROOT / dataset["path"])
     batch = config["micro_batch_size"] * config["gradient_accumulation_steps"]
-    steps = steps or math.ceil(rows * config["num_epochs"] / batch)
+    whole = math.ceil(len(rows) * config["num_epochs"] / batch)
+    if steps and steps * batch <= len(rows):
+        drawn = folder / f"{stage}-{seed}.jsonl"
+        write_jsonl(drawn, random.Random(seed).sample(rows, steps * batch))
+        config["datasets"] = [dataset | {"path": str(drawn)}]
+        config["num_epochs"] = 1
+    steps = steps or whole
     warmup = int(config["warmup_ratio"] * steps)
     shared = {"max_steps": steps, "warmup_steps": warmup, "seed": seed}
     return {k: v for k, v in config.items() if k not in LEFT_OUT} | shared
@@ -135,7 +145,8 @@ def llamafactory_dataset(config: dict[str, Any]) -> dict[str, Any]:
 def medalign_overrides(config: dict[str, Any], folder: Path) -> list[str]:
     """What train_adapter.py is to lay over the recipe: what is shared, and nothing cached."""
     plugins = [*config["plugins"], "medalign.step_log_plugin.StepLogPlugin"]
-    changed: dict[str, Any] = {k: config[k] for k in ("max_steps", "warmup_steps", "seed")}
+    shared = ("datasets", "num_epochs", "max_steps", "warmup_steps", "seed")
+    changed: dict[str, Any] = {k: config[k] for k in shared}
     changed |= {"plugins": plugins, **dict.fromkeys(LEFT_OUT)}
     if "dataset_prepared_path" in config:
         changed["dataset_prepared_path"] = str(folder / "prepared")

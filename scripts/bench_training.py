@@ -8,8 +8,8 @@ is from its start to its end: imports, tokenization, compiling with empty caches
 saving. `Steady` leaves out the first steps, where torch.compile works. Real tokens are those that
 are not padding, counted alike in all (step_log.py); ratios are medians over the rounds of the ratio
 within a round. Utilisation is of the steady steps, against the matrix product measured at the
-begin of each round. Round n trains under the n-th of the seeds, around and around; two systems'
-held-out losses are told apart from three seeds on. Figures of a machine, not a promise.
+begin of each round. Round n trains under the n-th of the seeds, around and around, with --steps on
+the same drawn rows in all systems; two systems' held-out losses are told apart from three seeds on. Figures of a machine, not a promise.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def bench(stage: str, arguments: argparse.Namespace, runs: list[dict[str, Any]])
     mine: list[dict[str, Any]] = []
     for number in range(arguments.rounds):
         seed = arguments.seeds[number % len(arguments.seeds)]
-        config = bench_config(stage, arguments.steps, seed)
+        config = bench_config(stage, arguments.steps, seed, arguments.out)
         shape = json.loads((ROOT / config["base_model"] / "config.json").read_text())
         peaks = asked("utilisation.py", *sorted({dtype_of(s) for s in systems}))
         for system in systems:

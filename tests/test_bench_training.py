@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from medalign import bench_systems, bench_training
-from medalign.artifacts import ROOT, StepError
+from medalign.artifacts import ROOT, StepError, read_jsonl
 from medalign.bench_systems import (
     SYSTEMS,
     llamafactory_arguments,
@@ -46,12 +46,19 @@ def config(request):
     return read_yaml(ROOT / bench_systems.STAGES[request.param]) | shared
 
 
-def test_steps_default_to_the_recipes_epochs(monkeypatch):
-    monkeypatch.setattr(bench_systems, "read_jsonl", lambda path: [{}] * 1231)
-    whole = bench_systems.bench_config("dpo", None, 1)
+def test_steps_default_to_the_recipes_epochs(monkeypatch, tmp_path):
+    rows = [{"id": str(i)} for i in range(1231)]
+    monkeypatch.setattr(bench_systems, "read_jsonl", lambda path: rows)
+    whole = bench_systems.bench_config("dpo", None, 1, tmp_path)
     assert (whole["max_steps"], whole["warmup_steps"], whole["seed"]) == (154, 15, 1)
-    assert bench_systems.bench_config("dpo", 30, 2)["max_steps"] == 30
     assert "test_datasets" not in whole
+    part = bench_systems.bench_config("dpo", 30, 2, tmp_path)
+    drawn = read_jsonl(Path(part["datasets"][0]["path"]))
+    assert part["max_steps"] == 30 and len({row["id"] for row in drawn}) == 30 * 8
+    again = bench_systems.bench_config("dpo", 30, 3, tmp_path)
+    assert read_jsonl(Path(again["datasets"][0]["path"])) != drawn
+    more = bench_systems.bench_config("dpo", 400, 2, tmp_path)  # than an epoch: all rows
+    assert more["max_steps"] == 400 and more["datasets"] == whole["datasets"]
 
 
 def test_the_competitors_arguments_are_the_recipes(config):
@@ -84,7 +91,8 @@ def test_trl_knows_the_arguments(config):
 def test_our_run_is_the_recipe_but_for_what_is_shared(config):
     changed = dict(pair.split("=", 1) for pair in medalign_overrides(config, Path("/x")))
     read = {key: yaml.safe_load(value) for key, value in changed.items()}
-    allowed = {"max_steps", "warmup_steps", "seed", "plugins", *bench_systems.LEFT_OUT}
+    shared = {"datasets", "num_epochs", "max_steps", "warmup_steps", "seed"}
+    allowed = {*shared, "plugins", *bench_systems.LEFT_OUT}
     assert set(read) - allowed <= {"dataset_prepared_path"}
     assert read["plugins"][:-1] == config["plugins"] and read["max_steps"] == 20
     assert read["warmup_ratio"] is None

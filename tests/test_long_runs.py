@@ -34,12 +34,14 @@ def test_a_loss_or_gradient_that_is_not_finite_is_lost_at_once(value):
 
 
 def test_a_loss_is_lost_when_its_mean_has_grown_so_many_times():
-    assert "loss is 3.1, the first 5 logged were 1" in lost(after(*[3.1] * WINDOW), 3.0, False)
-    assert lost(after(*[2.9] * WINDOW), 3.0, False) is None
-    assert lost(after(*[3.1] * WINDOW), None, False) is None
-    assert lost(after(1, 1, 9.0, 1, 1), 3.0, False) is None  # one batch is not a trend
+    assert "loss is 7.1, the first 5 logged were 1" in lost(after(*[7.1] * WINDOW), 7.0, False)
+    assert lost(after(*[6.9] * WINDOW), 7.0, False) is None
+    assert lost(after(*[7.1] * WINDOW), None, False) is None
+    assert lost(after(1, 1, 29.0, 1, 1), 7.0, False) is None  # one batch is not a trend
+    assert lost(after(*[3.5] * WINDOW), 3.0, False) is None  # other rows, not another model
+    assert lost(after(*[7.1] * WINDOW), 3.0, False)
     assert lost(after(*[99.0] * (WINDOW - 1)), 3.0, False) is None  # nothing to compare with
-    below = [{"loss": -1.0}] * WINDOW + [{"loss": 1.0}] * WINDOW
+    below = [{"loss": -1.0}] * WINDOW + [{"loss": 9.0}] * WINDOW
     assert lost(below, 3.0, False) is None  # a loss that may be negative has no multiple
 
 
