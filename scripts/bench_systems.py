@@ -29,8 +29,8 @@ SYSTEMS = {
 LLAMAFACTORY = ROOT / "build/bench/llamafactory"
 # As of November 2026 its newest; beside it the torch and numpy that MedAlign has itself.
 LLAMAFACTORY_PACKAGES = ["llamafactory==0.9.5", "torch==2.13.0", "numpy==2.3.5"]
-# Images and sound: compiled for other builds of torch, and not read here. LLaMA-Factory imports the second at
-# its start, whatever it trains, and gets an empty module.
+# Images and sound: compiled for other builds of torch, and not read here. LLaMA-Factory imports
+# the second at its start, whatever it trains, and gets an empty module.
 NOT_FOR_TEXT = ["torchvision", "torchaudio"]
 # Of preferences only the training is timed.
 LEFT_OUT = ("test_datasets", "evals_per_epoch", "warmup_ratio")

@@ -9,7 +9,8 @@ saving. `Steady` leaves out the first steps, where torch.compile works. Real tok
 are not padding, counted alike in all (step_log.py); ratios are medians over the rounds of the ratio
 within a round. Utilisation is of the steady steps, against the matrix product measured at the
 begin of each round. Round n trains under the n-th of the seeds, around and around, with --steps on
-the same drawn rows in all systems; two systems' held-out losses are told apart from three seeds on. Figures of a machine, not a promise.
+the same drawn rows in all systems; two systems' held-out losses are told apart from three seeds on.
+Figures of a machine, not a promise.
 """
 
 from __future__ import annotations

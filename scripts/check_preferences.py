@@ -71,7 +71,7 @@ def check_pairs(table: Table[Pair]) -> None:
                 table.fault(line, f"chosen: {faults[0]}")
             if not sections.parse(pair.rejected).faults:
                 table.fault(line, "rejected: keeps the format, as chosen does")
-        elif HEADING.search(pair.rejected) or HEADING.search(pair.chosen) and not taught(pair):
+        elif HEADING.search(pair.rejected) or (HEADING.search(pair.chosen) and not taught(pair)):
             table.fault(line, "an answer has headings; only what teaches has the four sections")
         if pair.category == "harmful_request":
             for name in ("prompt", "chosen", "rejected"):

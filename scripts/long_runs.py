@@ -19,8 +19,8 @@ from medalign.artifacts import StepError
 
 WINDOW = 5  # logged steps that a mean is taken over
 # Nats a token. Batches of one length are of one kind of rows: refusals that a teacher has never
-# given cost it 3.5 where the longest rows, which come first, cost 1.1. A model that is lost knows at
-# best how frequent each token is, which costs about 7.
+# given cost it 3.5 where the longest rows, which come first, cost 1.1. A model that is lost knows
+# at best how frequent each token is, which costs about 7.
 GARBLED = 6.0
 
 
