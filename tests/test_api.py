@@ -130,7 +130,7 @@ def test_curl(api):
     body = json.dumps({"model": "medalign", "messages": [{"role": "user", "content": "hi"}]})
     command = ["curl", "-sS", "--fail", api.url + "/v1/chat/completions", "-d", body]
     command += ["-H", "Content-Type: application/json", "-H", f"Authorization: Bearer {KEY}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(done.stdout)["choices"][0]["message"]["content"] == ANSWER
 
 
@@ -144,7 +144,7 @@ def test_llm_command_line(api, tmp_path, options):
         [sys.executable, "-m", "llm", "-m", "served", "-n", *options, "What is fever?"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         env={**os.environ, "LLM_USER_PATH": str(tmp_path)},
         stdin=subprocess.DEVNULL,
     )
