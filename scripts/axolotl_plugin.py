@@ -151,7 +151,7 @@ class MedAlignArgs(BaseModel):
         default=False, description="compute logits only where tokens are trained"
     )
     diverged_at: float = Field(
-        default=3.0, gt=1, description="end the run at this many times the loss of its first steps"
+        default=3.0, gt=1, description="end the run above 6 nats and this many times its first loss"
     )
 
 

@@ -41,7 +41,7 @@ def bench_config(stage: str, steps: int | None, seed: int, folder: Path) -> dict
 
     steps: None for all epochs of the recipe. Else as many rows as so many steps take, drawn by
     the seed and written into `folder`: an epoch of them is the training, so that all systems meet
-    the same rows, in whatever order.
+    the same rows, in whatever order. More steps than an epoch has go around all rows.
     """
     config = read_yaml(ROOT / STAGES[stage])
     (dataset,) = config["datasets"]
