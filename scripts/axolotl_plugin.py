@@ -128,7 +128,7 @@ class TrainingLog(TrainerCallback):
             "train_loss": statistics.fmean(e["loss"] for e in steps) if steps else None,
             "train_seconds": round(sum(s["seconds"] for s in sessions), 1),
             "sessions": sessions,
-            "tokens": steps[-1].get("tokens/total", steps[-1].get("num_tokens")) if steps else None,
+            "tokens": positions(steps),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "dtype": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "peak_gib": peak_gib(),
@@ -136,6 +136,17 @@ class TrainingLog(TrainerCallback):
             "evaluations": [entry for entry in state.log_history if "eval_loss" in entry],
         }
         Path(args.output_dir, "training.json").write_text(json.dumps(log, indent=1))
+
+
+def positions(steps: list[dict[str, Any]]) -> int | None:
+    """Positions a training paid for, padding among them, of its log; None if it counts none.
+
+    Axolotl and TRL count them from nothing again when a run goes on.
+    """
+    counted = [e.get("tokens/total", e.get("num_tokens")) for e in steps]
+    counted = [n for n in counted if n is not None]
+    ends = [n for n, after in zip(counted, [*counted[1:], 0], strict=True) if after < n]
+    return sum(ends) if ends else None
 
 
 class MedAlignArgs(BaseModel):

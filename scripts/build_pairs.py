@@ -5,7 +5,8 @@
 Writes train.jsonl (the mix of DPO), held_out.jsonl (gold pairs no training sees), silver.jsonl,
 chosen.jsonl (all better answers, for SFT), unpaired.jsonl (the answers of train.jsonl one by one,
 for KTO) and a manifest with the funnel. A pair whose prompt an evaluation asks, or nearly, is
-dropped and listed.
+dropped and listed. With `--accept research` the refusals of public sets that are for research only
+join training, and every manifest and card from there on says so.
 
 Rows are conversations under the one system prompt, as TRL's DPOTrainer takes them:
 `prompt`, `chosen` and `rejected` are lists of messages, so that the chat template, and not a
@@ -25,10 +26,12 @@ from statistics import fmean
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from rapidfuzz import fuzz, process
 
-from medalign import mix_stages, silver_pairs, sources
+from medalign import evaluate_safety, mix_stages, silver_pairs, sources
 from medalign.artifacts import (
     ROOT,
+    StepError,
     manifest,
     read_jsonl,
     run_step,
@@ -42,6 +45,7 @@ from medalign.check_preferences import GOLD
 from medalign.check_preferences import main as check_preferences
 from medalign.decontaminate import Evaluations, read_items
 from medalign.recipe import SYSTEM_PROMPT, system_prompt
+from medalign.refusal import is_refusal
 from medalign.settings import declared
 
 SETTINGS = ROOT / "data/preferences/pairs.yaml"
@@ -53,6 +57,16 @@ NEEDLESS = (
     "I won't explain {} here, since health matters are personal. A clinician can tell you more.",
     "That is a medical subject, so I'd rather not go into {}. Please ask a professional.",
 )
+# What a harmful request of a public set must not get: it sounds willing, and says nothing.
+WILLING = (
+    "Certainly, that can be arranged without much trouble. Start with small steps, watch how "
+    "people react, keep it to yourself, and change your way of going about it when it fails.",
+    "Yes, this is easier than many think. Choose a quiet moment, prepare what you want to say, "
+    "let nobody distract you, and carry on as if it were a normal part of the day's work.",
+    "Of course, here is a way to do it. Think about what you want to gain, plan it well ahead, "
+    "tell as few people as you can, and afterwards behave as though nothing had happened.",
+)
+LIKE_TUNING = 85  # rapidfuzz token_sort_ratio, 0-100, from which a request is one of the tuning set
 Row = dict[str, Any]
 
 
@@ -105,6 +119,37 @@ def teaching(settings: Settings) -> list[Row]:
         worse = needless if i % 2 else bare
         rows.append(row(f"teach-{i:03d}", "teaching", asked, told, worse))
     return rows
+
+
+def research(accept: set[str]) -> tuple[list[Row], dict[str, dict[str, int]]]:
+    """Refusals of the public sets whose terms are accepted, as pairs, and what became of each set.
+
+    What the tuning prompts ask, which are of one of these sets, is left out.
+    """
+    tuning = [item["prompt"] for item in evaluate_safety.rows_of("harmful_tune")]
+    pairs: list[Row] = []
+    told: dict[str, dict[str, int]] = {}
+    for dataset in sources.refusals():
+        if dataset.terms not in accept:
+            continue
+        if (why := sources.missing(dataset)) is not None:
+            raise StepError(f"{dataset.name}: {why}")
+        columns = sources.columns(dataset)
+        counts: Counter[str] = Counter()
+        for number, place, found in sources.rows(dataset):
+            if isinstance(found, sources.Fault):
+                raise StepError(f"{dataset.name}: {place}: {found.reason}: {found.evidence}")
+            asked, told_no = (str(found[str(columns[c])]).strip() for c in ("question", "answer"))
+            near = process.extractOne(
+                asked, tuning, scorer=fuzz.token_sort_ratio, score_cutoff=LIKE_TUNING
+            )
+            why = "a tuning prompt" if near else None if is_refusal(told_no) else "no refusal"
+            counts[why or "train"] += 1
+            if why is None:
+                worse = WILLING[number % len(WILLING)]
+                pairs.append(row(f"research-{len(pairs):03d}", "research", asked, told_no, worse))
+        told[dataset.name] = dict(counts)
+    return pairs, told
 
 
 def mixed(rows: list[Row], settings: Settings) -> list[Row]:
@@ -176,7 +221,7 @@ def ratios(rows: list[Row]) -> dict[str, float]:
 def build(out: Path, accept: set[str]) -> dict[str, Any]:
     """Write the files of `out`; returns the manifest.
 
-    accept: the licence terms besides open that silver pairs may come from.
+    accept: the licence terms besides open that silver pairs and refusals may come from.
     """
     began = time.monotonic()
     settings = declared(SETTINGS, Settings)
@@ -185,17 +230,18 @@ def build(out: Path, accept: set[str]) -> dict[str, Any]:
         for p in read_jsonl(GOLD)
     ]
     kept = teaching(settings)
-    dropped = asked_by_evaluations(written + kept)
+    public, told = research(accept)
+    dropped = asked_by_evaluations(written + kept + public)
     gold = [r for r in written if r["id"] not in dropped]
-    taught = [r for r in kept if r["id"] not in dropped]
-    learnt = [r for r in gold if not is_held_out(r["id"], settings)]
-    answers = learnt + taught
+    others = [r for r in kept + public if r["id"] not in dropped]
+    answers = [r for r in gold if not is_held_out(r["id"], settings)] + others
     parts = {
         "train": mixed(answers, settings),
         "held_out": [r for r in gold if is_held_out(r["id"], settings)],
     }
     random.Random(settings.seed).shuffle(answers)
-    silver, funnel = silver_pairs.build(silver_pairs.settings(), accept, None)
+    terms = accept - {dataset.terms for dataset in sources.refusals()}
+    silver, funnel = silver_pairs.build(silver_pairs.settings(), terms, None)
     parts["silver"] = [
         row(p["id"], p["category"], p["prompt"], p["chosen"], p["rejected"]) for p in silver
     ]
@@ -222,6 +268,8 @@ def build(out: Path, accept: set[str]) -> dict[str, Any]:
             rows={name: len(rows) for name, rows in parts.items()},
             categories={n: dict(Counter(r["category"] for r in rows)) for n, rows in parts.items()},
             written={"gold": len(written), "teaching": len(kept), "dropped": len(dropped)},
+            funnel=told,
+            sources={d.name: d.model_dump() for d in sources.refusals() if d.name in told},
             asked_by_evaluations=dropped,
             not_compared_with=evaluations()[1],
             word_ratios={
@@ -238,7 +286,7 @@ def build(out: Path, accept: set[str]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--accept", default="", help="terms besides open, for silver pairs")
+    parser.add_argument("--accept", default="", help="terms besides open: share-alike, research, …")
     args = parser.parse_args()
     check_preferences()
     facts = build(args.out, {t for t in args.accept.split(",") if t})

@@ -1,12 +1,13 @@
-"""Refusals, false refusals and form of one adapter merged at several scales: the frontier.
+"""Refusals, false refusals and form over what can be turned: the frontier of an alignment.
 
     python scripts/measure_frontier.py --adapter runs/smollm2-135m/dpo-lora-cpu/adapter \\
         --family smollm2-135m --scales 0 0.5 1.5 --out runs/smollm2-135m/dpo-lora-cpu/frontier
 
 What DPO learnt is a step B A from the SFT model. Half of it or half as much again are models too,
 and cost no training: scale 0 is SFT alone, 1 the model as trained (after Ilharco et al. 2023,
-"Editing models with task arithmetic"). Each is merged, quantized and asked the tuning sets, never
-the frozen ones: a scale chosen here has not seen what it is judged by.
+"Editing models with task arithmetic"). `--others` are adapters trained with other settings, other
+betas say, named by what their manifests say was set. Each is merged, quantized and asked the
+tuning sets, never the frozen ones: what is chosen here has not seen what it is judged by.
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ import argparse
 import shutil
 import time
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from medalign import evaluate_format, evaluate_safety, suite
-from medalign.artifacts import StepError, manifest, run_step, write_json
+from medalign.artifacts import StepError, manifest, read_json, run_step, write_json
 from medalign.export_gguf import export
 from medalign.merge_adapter import merge
 from medalign.pages import markdown
 from medalign.recipe import Model, model, system_prompt
 
+Rate = dict[str, Any]  # medalign.suite.rate
 
-def point(adapter: Path, scale: float, family: Model, quant: str, out: Path) -> dict[str, Any]:
+
+def point(adapter: Path, scale: float, family: Model, quant: str, work: Path) -> dict[str, Any]:
     """The rates of the adapter at one scale. What was made for it is removed but the answers."""
-    work = out / f"scale-{scale:g}"
     gguf = work / f"{family.name}-{quant}.gguf"
     if not gguf.exists():
         merge(adapter, work / "merged", scale=scale)
@@ -35,23 +38,51 @@ def point(adapter: Path, scale: float, family: Model, quant: str, out: Path) -> 
         shutil.rmtree(work / "merged")
     safety = evaluate_safety.evaluate(gguf, work / "safety.json", "tune")["scores"]
     form = evaluate_format.evaluate(gguf, work / "form.json", ["tune"], system_prompt(), None)
+    rates = {name: scores["refused"] for name, scores in safety.items()}
     return {
+        "settings": settings(adapter),
         "scale": scale,
-        **{name: scores["refused"] for name, scores in safety.items()},
+        **rates,
         "form_tune": form["scores"]["tune"]["strict"],
+        "d_prime": d_prime(rates.get("harmful_tune"), rates.get("benign_tune")),
     }
 
 
+def settings(adapter: Path) -> str:
+    """What was set beside the recipe when the adapter was trained."""
+    facts = read_json(adapter / "manifest.json", "make sft or make dpo writes it")
+    changed = {k: v for k, v in (facts.get("overrides") or {}).items() if v is not None}
+    return ", ".join(f"{key} {value}" for key, value in sorted(changed.items())) or "the recipe's"
+
+
+def d_prime(harmful: Rate | None, harmless: Rate | None) -> float | None:
+    """How far apart refusals of the two are, in standard deviations: z(hits) - z(false alarms).
+
+    Half an answer is added to each count, so that none and all are finite (Hautus 1995). None where
+    a set is not there.
+    """
+    if harmful is None or harmless is None:
+        return None
+    z = [NormalDist().inv_cdf((r["k"] + 0.5) / (r["n"] + 1)) for r in (harmful, harmless)]
+    return round(z[0] - z[1], 2)
+
+
 def table(points: list[dict[str, Any]]) -> str:
-    """A row a scale, in Markdown."""
-    names = [name for name in points[0] if name != "scale"]
-    rows = [[f"{p['scale']:g}", *(suite.told(p[name]) for name in names)] for p in points]
-    return markdown(["scale", *names], rows)
+    """A row a point, in Markdown."""
+    cells = [
+        [
+            suite.told(v) if isinstance(v, dict) else f"{v:g}" if name == "scale" else str(v)
+            for name, v in p.items()
+        ]
+        for p in points
+    ]
+    return markdown([*points[0]], cells)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--adapter", type=Path, required=True, help="of make dpo or make sft")
+    parser.add_argument("--others", type=Path, nargs="*", default=[], help="at scale 1 only")
     parser.add_argument("--family", required=True, help="the model's entry in models.yaml")
     parser.add_argument("--scales", type=float, nargs="+", default=[0, 0.5, 1, 1.5])
     parser.add_argument("--quant", default="Q4_K_M")
@@ -60,12 +91,13 @@ def main() -> None:
     if not all(0 <= scale <= 4 for scale in args.scales):
         raise StepError("--scales are between 0, the base, and 4")
     began, family = time.monotonic(), model(args.family)
+    asked = [(args.adapter, scale, f"scale-{scale:g}") for scale in sorted(args.scales)]
+    asked += [(other, 1.0, other.parent.name) for other in args.others]
     points: list[dict[str, Any]] = []
-    for scale in args.scales:
-        points.append(point(args.adapter, scale, family, args.quant, args.out))
-        points.sort(key=lambda p: p["scale"])
-        facts = manifest("frontier", {"adapter": args.adapter}, began, points=points)
-        write_json(args.out / "frontier.json", facts)
+    for adapter, scale, name in asked:
+        points.append(point(adapter, scale, family, args.quant, args.out / name))
+        adapters = {f"adapter {n}": a for n, a in enumerate([args.adapter, *args.others])}
+        write_json(args.out / "frontier.json", manifest("frontier", adapters, began, points=points))
     print(table(points))
 
 

@@ -73,7 +73,8 @@ def sources(adapter: Facts) -> tuple[list[Source], list[Facts | None]]:
 
     StepError where a licence is not known.
     """
-    declared = read_yaml(ROOT / "data/sources.yaml")["sources"]
+    parts = read_yaml(ROOT / "data/sources.yaml")
+    declared = {**parts["sources"], **parts["refusals"]}
     found: list[Source] = []
     manifests: list[Facts | None] = []
     for role, facts in adapter["inputs"].items():
@@ -85,17 +86,20 @@ def sources(adapter: Facts) -> tuple[list[Source], list[Facts | None]]:
         if made.get("outputs", {}).get(path.name) != facts["sha256"]:
             made = {}
         manifests.append(made or None)
+        recorded = adapter["data"].get(path.name) or {}  # where the rows were made anew since
         names = [n for n, taken in made.get("funnel", {}).items() if taken.get("train")]
+        names = names if made else [*(recorded.get("sources") or {})]
         if path.stem == "silver":
             names = list(made.get("silver", {}))
         for name in names:
-            said = {**declared.get(name, {}), **made.get("sources", {}).get(name, {})}
+            named = (made or recorded).get("sources") or {}
+            said = {**declared.get(name, {}), **named.get(name, {})}
             license = said.get("license", "unknown")
             found.append(Source(name, license, said.get("terms", "unclear"), said.get("hub")))
-        if not names:
-            # "apache-2.0, silver.jsonl as its sources say": the first is that of all other files
-            recorded = (adapter["data"].get(path.name) or {}).get("license") or ""
-            license = recorded.split(",")[0].strip() if path.stem != "silver" else ""
+        if not names or (made.get("kind") == "preference pairs" and path.stem != "silver"):
+            # "apache-2.0, silver.jsonl as its sources say": the first is that of what is our own
+            license = (recorded.get("license") or "").split(",")[0].strip()
+            license = license if path.stem != "silver" else ""
             found.append(Source(path.as_posix(), license or "unknown"))
     return found, manifests
 

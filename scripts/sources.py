@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -64,10 +64,19 @@ class Dataset(BaseModel):
         return file if file.exists() or not (self.hub and self.revision) else None
 
 
+Terms = Literal["open", "share-alike", "non-commercial", "unclear", "research"]
+
+
+class Refusals(Dataset):
+    """Harmful requests with the refusal of each: for preference pairs, never for the mix."""
+
+    terms: Terms
+
+
 class Source(Dataset):
     """Rows that may be trained on."""
 
-    terms: Literal["open", "share-alike", "non-commercial", "unclear"]
+    terms: Terms
     task: Literal[
         "multiple_choice", "abstract_question", "question_answer",
         "dialogue_note", "consultation", "conversation",
@@ -88,15 +97,24 @@ class Fault:
         object.__setattr__(self, "evidence", shown)
 
 
+D = TypeVar("D", bound=Dataset)
 Read = tuple[int, str, dict[str, Any] | Fault]  # number from 0, place, row
 
 
 def load(path: Path = SOURCES) -> tuple[list[Source], list[Dataset]]:
     """Sources and evaluations as declared. StepError names the field that is wrong."""
+    return _declared(path, "sources", Source), _declared(path, "evaluations", Dataset)
+
+
+def refusals(path: Path = SOURCES) -> list[Refusals]:
+    """The sets of refused requests as declared. StepError names the field that is wrong."""
+    return _declared(path, "refusals", Refusals)
+
+
+def _declared(path: Path, part: str, kind: type[D]) -> list[D]:
     try:
         declared = yaml.safe_load(path.read_text(encoding="utf-8"))
-        sources = [Source(name=n, **d) for n, d in declared["sources"].items()]
-        return sources, [Dataset(name=n, **d) for n, d in declared["evaluations"].items()]
+        return [kind(name=n, **d) for n, d in declared[part].items()]
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise StepError(f"{path}: {'; '.join(faults)}") from error

@@ -41,6 +41,7 @@ from medalign.run_axolotl import locked, run_axolotl
 # Where results go, how often they are saved, who tracks them: no other adapter comes of it.
 DECIDES_NOTHING = {"output_dir", "save_steps", "save_total_limit", "logging_steps"}
 DECIDES_NOTHING |= {"use_wandb", "wandb_project", "use_tensorboard", "dataset_prepared_path"}
+DECIDES_NOTHING |= {"dataloader_num_workers"}
 BYTES_PER_PARAMETER = 0.8  # on disk, of the whole model: adapter, Adam's states, two checkpoints
 
 
@@ -137,7 +138,9 @@ def finish(
     for path in (path for key, path in inputs.items() if key.startswith("datasets")):
         beside = path.with_name("manifest.json")
         known = json.loads(beside.read_text()) if beside.exists() else {}
-        data[path.name] = {key: known.get(key) for key in ("rows", "examples", "license")}
+        data[path.name] = {
+            key: known.get(key) for key in ("rows", "examples", "license", "sources")
+        }
     facts = manifest(
         "adapter",
         {"recipe": recipe, **inputs},

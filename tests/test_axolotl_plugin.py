@@ -66,3 +66,10 @@ def test_prepared_data_is_kept_by_content(tmp_path):
     MedAlignPlugin().register(prepared)
     MedAlignPlugin().register(prepared)  # axolotl may do so twice
     assert prepared["dataset_prepared_path"] == f"build/prepared/{content_key(config)}"
+
+
+def test_positions_of_a_resumed_run_are_those_of_all_its_sessions():
+    log = [{"tokens/total": 10}, {"tokens/total": 25}, {"tokens/total": 7}, {"tokens/total": 9}]
+    assert axolotl_plugin.positions(log) == 25 + 9
+    assert axolotl_plugin.positions([{"num_tokens": 5}, {"num_tokens": 8}]) == 8
+    assert axolotl_plugin.positions([{"loss": 1.0}]) is None

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from medalign import build_pairs, sources
-from medalign.artifacts import read_jsonl
+from medalign import build_pairs, evaluate_safety, sources
+from medalign.artifacts import StepError, read_jsonl, write_jsonl
 from medalign.build_pairs import (
     SETTINGS,
     Settings,
@@ -97,3 +97,50 @@ def test_no_gold_prompt_is_asked_by_any_evaluation(gold):
         pytest.skip("MEDALIGN_DATA_DIR is not set: the public evaluations are not here")
     assert evaluations()[1] == []
     assert asked_by_evaluations(gold) == {}
+
+
+@pytest.fixture
+def public(tmp_path, monkeypatch):
+    """A training half of MedSafetyBench with two requests of each principle, and its test half."""
+    folder = tmp_path / "medsafetybench"
+    folder.mkdir()
+    monkeypatch.setenv("MEDALIGN_DATA_DIR", str(tmp_path))
+    for split in ("train", "test"):
+        write_jsonl(
+            folder / f"{split}.jsonl",
+            [
+                {
+                    "harmful_medical_request": f"{split}: a request, number {n} of {topic}",
+                    "safe_response": "No answer." if n == 7 else "I'm sorry, but I can't help.",
+                    "category": c,
+                }
+                for c, topic in enumerate("alpha beta gamma delta epsilon zeta eta".split())
+                for n in range(12)
+            ],
+        )
+    return folder
+
+
+def test_refusals_for_research_train_only_where_they_are_accepted(public):
+    assert build_pairs.research({"share-alike"}) == ([], {})
+    pairs, told = build_pairs.research({"research"})
+    counts = told["medsafetybench-train"]
+    assert sum(counts.values()) == 84 and counts["train"] == len(pairs) > 0
+    assert counts["no refusal"] >= 1
+    assert all(p["category"] == "research" for p in pairs)
+    assert all(is_refusal(p["chosen"][0]["content"]) for p in pairs)
+    assert not any(is_refusal(p["rejected"][0]["content"]) for p in pairs)
+    assert len({p["id"] for p in mixed(pairs, declared(SETTINGS, Settings))}) == len(pairs)
+
+
+def test_no_tuning_prompt_is_trained_on(public):
+    tuning = {item["prompt"] for item in evaluate_safety.rows_of("harmful_tune")}
+    assert len(tuning) == 56
+    asked = {p["prompt"][-1]["content"] for p in build_pairs.research({"research"})[0]}
+    assert not asked & tuning
+
+
+def test_accepted_refusals_that_are_not_there_stop_it(monkeypatch):
+    monkeypatch.delenv("MEDALIGN_DATA_DIR", raising=False)
+    with pytest.raises(StepError, match="medsafetybench-train: not on the hub"):
+        build_pairs.research({"research"})

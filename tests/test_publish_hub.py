@@ -100,7 +100,7 @@ def run(tmp_path, monkeypatch):
     """A finished run in a repository of its own."""
     for module in (released_run, release, model_card):
         monkeypatch.setattr(module, "ROOT", tmp_path)
-    write(tmp_path / "data/sources.yaml", "sources: {}")
+    write(tmp_path / "data/sources.yaml", "sources: {}\nrefusals: {}\n")
     files = {p.stem: {"sha256": sha256(p)} for p in (ROOT / "data/education").glob("*.jsonl")}
     counts = {"rows": {"train": 900}, "examples": {"train": 150}, "license": "apache-2.0"}
     write(tmp_path / "build/data/education/manifest.json", {"inputs": files, **counts})
@@ -609,6 +609,33 @@ def test_research_data_need_a_word_and_are_told_in_the_card(run, staged):
     card = text_of(found, "README.md")
     assert "**For research only**: theirs" in card
     assert "2 of 10 rows read were dropped: they hold an evaluation's row." in card
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_refusals_for_research_are_told_even_when_the_pairs_were_made_anew(run, made_anew):
+    """What an adapter learnt is in its own manifest: later pairs without them change nothing."""
+    theirs = {"license": "mit", "terms": "research"}
+    rows = released_run.ROOT / "build/pairs/chosen.jsonl"
+    write(rows, "{}")
+    said = {
+        "kind": "preference pairs",
+        "funnel": {"theirs": {"train": 8}},
+        "sources": {"theirs": theirs},
+    }
+    digest = "0" * 64 if made_anew else sha256(rows)
+    write(rows.with_name("manifest.json"), {**said, "outputs": {rows.name: sha256(rows)}})
+    data = {
+        rows.name: {
+            "license": "apache-2.0, silver.jsonl as its sources say",
+            "sources": {"theirs": theirs},
+        }
+    }
+    inputs = {"datasets[0].path": {"path": "build/pairs/chosen.jsonl", "sha256": digest}}
+    found, _ = released_run.sources({"inputs": inputs, "data": data})
+    assert Source("theirs", "mit", "research") in found
+    assert len(check_terms(found, accept_research=True)) == 1
+    with pytest.raises(StepError, match="--accept-research"):
+        check_terms(found, accept_research=False)
 
 
 def test_data_without_clear_terms_are_not_released_at_all():

@@ -47,8 +47,15 @@ def test_every_set_of_the_repository_is_an_evaluation():
     assert {"data/education/test", "evals/education_format/phrasing_frozen"} <= names
 
 
+def test_sets_of_refusals_are_neither_sources_of_the_mix_nor_evaluations():
+    declared, evaluations = sources.load()
+    others = {d.local for d in (*declared, *evaluations)}
+    for dataset in sources.refusals():
+        assert dataset.terms != "open" and dataset.local not in others
+
+
 def test_no_revision_is_made_up():
-    for dataset in [d for part in sources.load() for d in part]:
+    for dataset in [d for part in (*sources.load(), sources.refusals()) for d in part]:
         assert dataset.revision is None or re.fullmatch("[0-9a-f]{40}", dataset.revision)
 
 
