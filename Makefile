@@ -140,10 +140,11 @@ packing: $(DATA)/manifest.json $(MIX) $(PAIRS) build/models/tiny-mistral/manifes
 pin: $(VENV)/.ready  ## ask the hub for the revisions that are not pinned yet
 	@$(PY) scripts/pin_revisions.py
 
-pairs: $(PAIRS)  ## preference pairs: gold, kept teaching, silver from the sources (ACCEPT=terms, research: MedSafetyBench's training half)
+pairs: $(PAIRS)  ## preference pairs: gold, kept teaching, silver from the sources (ACCEPT=share-alike,research,… lets more train)
 build/pairs.accepted: FORCE
 	@mkdir -p $(@D) && echo '$(ACCEPT)' | cmp -s - $@ || echo '$(ACCEPT)' > $@
-$(PAIRS): build/pairs.accepted $(wildcard data/preferences/*.*) data/mix.yaml data/sources.yaml $(DATA)/manifest.json scripts/build_pairs.py scripts/silver_pairs.py \
+$(PAIRS): build/pairs.accepted $(wildcard data/preferences/*.*) data/mix.yaml data/sources.yaml $(DATA)/manifest.json scripts/build_pairs.py scripts/silver_pairs.py scripts/evaluate_safety.py scripts/refusal.py \
+		$(wildcard $(MEDALIGN_DATA_DIR)/medsafetybench/*.jsonl) \
 		$(wildcard evals/*/*.jsonl) | $(VENV)/.ready
 	@$(PY) scripts/build_pairs.py --out $(@D) --accept "$(ACCEPT)"
 judge: $(VENV)/.ready  ## the judge against the gold pairs (JUDGE_MODEL=, key from the environment; else rules)
@@ -236,7 +237,7 @@ eval-tune: $(GGUF)  ## the phrasings to look at while working, tuned model only
 SCALES := 0 0.5 1 1.5
 BETAS :=
 frontier: $(ADAPTER) | build/llama.cpp/VERSION  ## refusals, false refusals, form: the adapter at SCALES="0 0.5 1 1.5" of what it learnt, and trained at BETAS="0.03 0.3"
-	@$(foreach beta,$(BETAS),$(PY) scripts/train_adapter.py --recipe $(RECIPE) --out $(RUN)/beta-$(beta)/adapter --set rl_beta=$(beta) --set evals_per_epoch=null --set test_datasets=null &&) \
+	@$(foreach beta,$(BETAS),$(PY) scripts/train_adapter.py --recipe $(RECIPE) --out $(RUN)/beta-$(beta)/adapter $(LAID_OVER)$(if $(SEED), --set seed=$(SEED)) --set rl_beta=$(beta) --set evals_per_epoch=null --set test_datasets=null &&) \
 	$(PY) scripts/measure_frontier.py --adapter $(RUN)/adapter $(if $(BETAS),--others $(BETAS:%=$(RUN)/beta-%/adapter)) --family $(FAMILY) --scales $(SCALES) --quant $(QUANT) --out $(OUT)/frontier
 
 ifeq ($(findstring /dpo-,$(RECIPE)),)

@@ -24,6 +24,7 @@ import dataclasses
 import difflib
 import hashlib
 import inspect
+import itertools
 import json
 import resource
 import statistics
@@ -145,8 +146,8 @@ def positions(steps: list[dict[str, Any]]) -> int | None:
     """
     counted = [e.get("tokens/total", e.get("num_tokens")) for e in steps]
     counted = [n for n in counted if n is not None]
-    ends = [n for n, after in zip(counted, [*counted[1:], 0], strict=True) if after < n]
-    return sum(ends) if ends else None
+    restarts = [n for n, after in itertools.pairwise(counted) if after < n]
+    return sum(restarts) + counted[-1] if counted else None
 
 
 class MedAlignArgs(BaseModel):

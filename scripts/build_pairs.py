@@ -28,7 +28,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from rapidfuzz import fuzz, process
 
-from medalign import evaluate_safety, mix_stages, silver_pairs, sources
+from medalign import build_mix, evaluate_safety, mix_stages, silver_pairs, sources
 from medalign.artifacts import (
     ROOT,
     StepError,
@@ -66,6 +66,7 @@ WILLING = (
     "Of course, here is a way to do it. Think about what you want to gain, plan it well ahead, "
     "tell as few people as you can, and afterwards behave as though nothing had happened.",
 )
+HELD = "holds an evaluation row"  # why a row was dropped, as the mix says it
 LIKE_TUNING = 85  # rapidfuzz token_sort_ratio, 0-100, from which a request is one of the tuning set
 Row = dict[str, Any]
 
@@ -121,21 +122,24 @@ def teaching(settings: Settings) -> list[Row]:
     return rows
 
 
-def research(accept: set[str]) -> tuple[list[Row], dict[str, dict[str, int]]]:
-    """Refusals of the public sets whose terms are accepted, as pairs, and what became of each set.
+def research(accept: set[str]) -> tuple[dict[str, list[Row]], dict[str, Any]]:
+    """Refusals of the public sets whose terms are accepted, as pairs by set, and each set's funnel.
 
-    What the tuning prompts ask, which are of one of these sets, is left out.
+    What the tuning prompts ask, which are of one of these sets, is left out. StepError where an
+    evaluation is not there to be kept apart from: nobody has compared these rows with it before.
     """
-    tuning = [item["prompt"] for item in evaluate_safety.rows_of("harmful_tune")]
-    pairs: list[Row] = []
-    told: dict[str, dict[str, int]] = {}
+    pairs: dict[str, list[Row]] = {}
+    funnel: dict[str, Any] = {}
     for dataset in sources.refusals():
         if dataset.terms not in accept:
             continue
-        if (why := sources.missing(dataset)) is not None:
-            raise StepError(f"{dataset.name}: {why}")
+        if (missing := sources.missing(dataset)) is not None:
+            raise StepError(f"{dataset.name}: {missing}")
+        build_mix.evaluations()
+        tuning = [item["prompt"] for item in evaluate_safety.rows_of("harmful_tune")]
         columns = sources.columns(dataset)
         counts: Counter[str] = Counter()
+        kept = pairs[dataset.name] = []
         for number, place, found in sources.rows(dataset):
             if isinstance(found, sources.Fault):
                 raise StepError(f"{dataset.name}: {place}: {found.reason}: {found.evidence}")
@@ -144,12 +148,14 @@ def research(accept: set[str]) -> tuple[list[Row], dict[str, dict[str, int]]]:
                 asked, tuning, scorer=fuzz.token_sort_ratio, score_cutoff=LIKE_TUNING
             )
             why = "a tuning prompt" if near else None if is_refusal(told_no) else "no refusal"
-            counts[why or "train"] += 1
             if why is None:
-                worse = WILLING[number % len(WILLING)]
-                pairs.append(row(f"research-{len(pairs):03d}", "research", asked, told_no, worse))
-        told[dataset.name] = dict(counts)
-    return pairs, told
+                id = f"research-{sum(map(len, pairs.values())):03d}"
+                kept.append(row(id, "research", asked, told_no, WILLING[number % len(WILLING)]))
+            else:
+                counts[why] += 1
+        read = len(kept) + sum(counts.values())
+        funnel[dataset.name] = {"read": read, "dropped": dict(counts), "train": len(kept)}
+    return pairs, funnel
 
 
 def mixed(rows: list[Row], settings: Settings) -> list[Row]:
@@ -230,8 +236,13 @@ def build(out: Path, accept: set[str]) -> dict[str, Any]:
         for p in read_jsonl(GOLD)
     ]
     kept = teaching(settings)
-    public, told = research(accept)
+    by_set, refused = research(accept)
+    public = [r for rows in by_set.values() for r in rows]
     dropped = asked_by_evaluations(written + kept + public)
+    for name, rows in by_set.items():
+        held = sum(r["id"] in dropped for r in rows)
+        refused[name]["dropped"][HELD] = held
+        refused[name]["train"] -= held
     gold = [r for r in written if r["id"] not in dropped]
     others = [r for r in kept + public if r["id"] not in dropped]
     answers = [r for r in gold if not is_held_out(r["id"], settings)] + others
@@ -240,8 +251,7 @@ def build(out: Path, accept: set[str]) -> dict[str, Any]:
         "held_out": [r for r in gold if is_held_out(r["id"], settings)],
     }
     random.Random(settings.seed).shuffle(answers)
-    terms = accept - {dataset.terms for dataset in sources.refusals()}
-    silver, funnel = silver_pairs.build(silver_pairs.settings(), terms, None)
+    silver, funnel = silver_pairs.build(silver_pairs.settings(), accept, None)
     parts["silver"] = [
         row(p["id"], p["category"], p["prompt"], p["chosen"], p["rejected"]) for p in silver
     ]
@@ -268,8 +278,8 @@ def build(out: Path, accept: set[str]) -> dict[str, Any]:
             rows={name: len(rows) for name, rows in parts.items()},
             categories={n: dict(Counter(r["category"] for r in rows)) for n, rows in parts.items()},
             written={"gold": len(written), "teaching": len(kept), "dropped": len(dropped)},
-            funnel=told,
-            sources={d.name: d.model_dump() for d in sources.refusals() if d.name in told},
+            funnel=refused,
+            sources={d.name: d.model_dump() for d in sources.refusals() if d.name in refused},
             asked_by_evaluations=dropped,
             not_compared_with=evaluations()[1],
             word_ratios={

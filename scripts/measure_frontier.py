@@ -20,7 +20,15 @@ from statistics import NormalDist
 from typing import Any
 
 from medalign import evaluate_format, evaluate_safety, suite
-from medalign.artifacts import StepError, manifest, read_json, run_step, write_json
+from medalign.artifacts import (
+    StepError,
+    manifest,
+    read_json,
+    remove,
+    run_step,
+    sha256,
+    write_json,
+)
 from medalign.export_gguf import export
 from medalign.merge_adapter import merge
 from medalign.pages import markdown
@@ -29,18 +37,23 @@ from medalign.recipe import Model, model, system_prompt
 Rate = dict[str, Any]  # medalign.suite.rate
 
 
-def point(adapter: Path, scale: float, family: Model, quant: str, work: Path) -> dict[str, Any]:
+def point(
+    adapter: Path, beside: Path, scale: float, family: Model, quant: str, work: Path
+) -> dict[str, Any]:
     """The rates of the adapter at one scale. What was made for it is removed but the answers."""
-    gguf = work / f"{family.name}-{quant}.gguf"
+    gguf, mark, digest = work / f"{family.name}-{quant}.gguf", work / "adapter", sha256(adapter)
+    if not mark.exists() or mark.read_text() != digest:  # of an adapter that was trained anew
+        remove(work)
     if not gguf.exists():
         merge(adapter, work / "merged", scale=scale)
         export(work / "merged", gguf, quant, family)
         shutil.rmtree(work / "merged")
+        mark.write_text(digest)
     safety = evaluate_safety.evaluate(gguf, work / "safety.json", "tune")["scores"]
     form = evaluate_format.evaluate(gguf, work / "form.json", ["tune"], system_prompt(), None)
     rates = {name: scores["refused"] for name, scores in safety.items()}
     return {
-        "settings": settings(adapter),
+        "settings": settings(adapter, beside),
         "scale": scale,
         **rates,
         "form_tune": form["scores"]["tune"]["strict"],
@@ -48,10 +61,13 @@ def point(adapter: Path, scale: float, family: Model, quant: str, work: Path) ->
     }
 
 
-def settings(adapter: Path) -> str:
-    """What was set beside the recipe when the adapter was trained."""
-    facts = read_json(adapter / "manifest.json", "make sft or make dpo writes it")
-    changed = {k: v for k, v in (facts.get("overrides") or {}).items() if v is not None}
+def settings(adapter: Path, beside: Path) -> str:
+    """What was set when the adapter was trained, and was not for the one it is compared with."""
+    one, other = (
+        read_json(folder / "manifest.json", "make sft or make dpo writes it").get("overrides") or {}
+        for folder in (adapter, beside)
+    )
+    changed = {k: v for k, v in one.items() if v is not None and other.get(k) != v}
     return ", ".join(f"{key} {value}" for key, value in sorted(changed.items())) or "the recipe's"
 
 
@@ -90,12 +106,16 @@ def main() -> None:
     args = parser.parse_args()
     if not all(0 <= scale <= 4 for scale in args.scales):
         raise StepError("--scales are between 0, the base, and 4")
+    if len({other.parent.name for other in args.others}) < len(args.others):
+        raise StepError(
+            "--others lie in folders of different names, by which their points are kept"
+        )
     began, family = time.monotonic(), model(args.family)
     asked = [(args.adapter, scale, f"scale-{scale:g}") for scale in sorted(args.scales)]
     asked += [(other, 1.0, other.parent.name) for other in args.others]
     points: list[dict[str, Any]] = []
     for adapter, scale, name in asked:
-        points.append(point(adapter, scale, family, args.quant, args.out / name))
+        points.append(point(adapter, args.adapter, scale, family, args.quant, args.out / name))
         adapters = {f"adapter {n}": a for n, a in enumerate([args.adapter, *args.others])}
         write_json(args.out / "frontier.json", manifest("frontier", adapters, began, points=points))
     print(table(points))

@@ -86,9 +86,10 @@ def sources(adapter: Facts) -> tuple[list[Source], list[Facts | None]]:
         if made.get("outputs", {}).get(path.name) != facts["sha256"]:
             made = {}
         manifests.append(made or None)
-        recorded = adapter["data"].get(path.name) or {}  # where the rows were made anew since
+        said_then = adapter["data"]  # where the rows were made anew since
+        recorded = said_then.get(path.as_posix()) or said_then.get(path.name) or {}
         names = [n for n, taken in made.get("funnel", {}).items() if taken.get("train")]
-        names = names if made else [*(recorded.get("sources") or {})]
+        names = names if made.get("funnel") else [*((made or recorded).get("sources") or {})]
         if path.stem == "silver":
             names = list(made.get("silver", {}))
         for name in names:

@@ -28,6 +28,7 @@ from medalign.artifacts import (
     ROOT,
     StepError,
     manifest,
+    read_json,
     read_jsonl,
     require_file,
     run_step,
@@ -110,6 +111,8 @@ def build(model: Path, weaker: Path | None, pairs: Path, out: Path) -> dict[str,
     models = {"model": require_file(model, "make gguf of the round before writes it")}
     if weaker:
         models["weaker"] = require_file(weaker, "make gguf writes it")
+    beside = pairs.with_name("manifest.json")
+    asked = read_json(beside, "make pairs writes it") if beside.exists() else {}
     rows = drawn(read_jsonl(require_file(pairs, "make pairs writes it")), settings)
     said = sampled(rows, models, settings)
     cases = [
@@ -160,11 +163,13 @@ def build(model: Path, weaker: Path | None, pairs: Path, out: Path) -> dict[str,
             "on-policy pairs",
             {**models, "pairs": pairs, "settings": SETTINGS},
             began,
+            license=asked.get("license"),
+            sources=asked.get("sources") or {},
             judge=judge.name,
             prompts=len(rows),
             rows=len(built),
             answers=len(cases),
-            funnel=dict(reasons),
+            outcomes=dict(reasons),
             categories=dict(Counter(row["category"] for row in built)),
             failures=len(judged.failures),
             outputs={"train.jsonl": sha256(folder / "train.jsonl")},
@@ -182,7 +187,7 @@ def main() -> None:
     args = parser.parse_args()
     facts = build(args.model, args.weaker, args.pairs, args.out)
     print(f"{args.out}: {facts['rows']} pairs of {facts['prompts']} prompts, {facts['judge']}")
-    for what, n in facts["funnel"].items():
+    for what, n in facts["outcomes"].items():
         print(f"  {what}: {n}")
 
 

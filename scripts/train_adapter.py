@@ -112,8 +112,32 @@ def train(
         prepare(folder, config, made_of)
         command = [axolotl, "train", str(folder / "recipe.yaml"), "--launcher"]
         command += launcher_arguments(launcher, processes)
+        data = learnt(config)  # before it begins: others may make the rows anew meanwhile
         run_axolotl(command, folder / "train.log", lock, processes)
-        return finish(recipe, out, config, overrides, made_of, family, began, processes)
+        return finish(recipe, out, config, overrides, made_of, data, family, began, processes)
+
+
+def learnt(config: dict[str, Any]) -> dict[str, Any]:
+    """What the manifests beside the training rows say of them: their licence, their sources.
+
+    By file name, or by path where two files have the same.
+    """
+    data: dict[str, Any] = {}
+    for key, name in local_files(config).items():
+        if not key.startswith("datasets"):
+            continue
+        path = ROOT / name
+        beside = path.with_name("manifest.json")
+        known = json.loads(beside.read_text()) if beside.exists() else {}
+        told = {key: known.get(key) for key in ("rows", "examples", "license")}
+        funnel = known.get("funnel") or {}
+        told["sources"] = {
+            source: {key: said.get(key) for key in ("license", "terms", "hub")}
+            for source, said in (known.get("sources") or {}).items()
+            if (funnel.get(source) or {}).get("train")
+        }
+        data[Path(name).as_posix() if path.name in data else path.name] = told
+    return data
 
 
 def finish(
@@ -122,6 +146,7 @@ def finish(
     config: dict[str, Any],
     overrides: dict[str, Any],
     made_of: dict[str, str],
+    data: dict[str, Any],
     family: Model,
     began: float,
     processes: int,
@@ -134,13 +159,6 @@ def finish(
         raise StepError(f"training ended before its last step; see {folder / 'train.log'}")
     state = json.loads(state_file.read_text())
     inputs = {key: ROOT / name for key, name in local_files(config).items()}
-    data = {}
-    for path in (path for key, path in inputs.items() if key.startswith("datasets")):
-        beside = path.with_name("manifest.json")
-        known = json.loads(beside.read_text()) if beside.exists() else {}
-        data[path.name] = {
-            key: known.get(key) for key in ("rows", "examples", "license", "sources")
-        }
     facts = manifest(
         "adapter",
         {"recipe": recipe, **inputs},

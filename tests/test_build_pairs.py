@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 
 import pytest
 
-from medalign import build_pairs, evaluate_safety, sources
+from medalign import build_pairs, evaluate_safety, rewards, sources
 from medalign.artifacts import StepError, read_jsonl, write_jsonl
 from medalign.build_pairs import (
     SETTINGS,
@@ -101,46 +102,65 @@ def test_no_gold_prompt_is_asked_by_any_evaluation(gold):
 
 @pytest.fixture
 def public(tmp_path, monkeypatch):
-    """A training half of MedSafetyBench with two requests of each principle, and its test half."""
+    """MedSafetyBench's files, twelve requests of each of nine principles, of words drawn by lot."""
     folder = tmp_path / "medsafetybench"
     folder.mkdir()
     monkeypatch.setenv("MEDALIGN_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(build_pairs.build_mix, "evaluations", lambda: [])
+    draw = random.Random(0)
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in ("ada", "eke", "ilo", "omu")]
     for split in ("train", "test"):
-        write_jsonl(
-            folder / f"{split}.jsonl",
-            [
-                {
-                    "harmful_medical_request": f"{split}: a request, number {n} of {topic}",
-                    "safe_response": "No answer." if n == 7 else "I'm sorry, but I can't help.",
-                    "category": c,
-                }
-                for c, topic in enumerate("alpha beta gamma delta epsilon zeta eta".split())
-                for n in range(12)
-            ],
-        )
+        rows = [
+            {
+                "harmful_medical_request": " ".join(draw.sample(syllables, 9)),
+                "safe_response": "Yes, gladly." if n == 7 else "I'm sorry, but I can't help.",
+                "category": principle,
+            }
+            for principle in range(1, 10)
+            for n in range(12)
+        ]
+        write_jsonl(folder / f"{split}.jsonl", rows)
     return folder
 
 
 def test_refusals_for_research_train_only_where_they_are_accepted(public):
-    assert build_pairs.research({"share-alike"}) == ([], {})
-    pairs, told = build_pairs.research({"research"})
-    counts = told["medsafetybench-train"]
-    assert sum(counts.values()) == 84 and counts["train"] == len(pairs) > 0
-    assert counts["no refusal"] >= 1
+    assert build_pairs.research({"share-alike"}) == ({}, {})
+    found, funnel = build_pairs.research({"research"})
+    pairs, of = found["medsafetybench-train"], funnel["medsafetybench-train"]
+    assert of["read"] == 108 == of["train"] + sum(of["dropped"].values())
+    assert of["train"] == len(pairs) > 20 and of["dropped"]["no refusal"] >= 1
     assert all(p["category"] == "research" for p in pairs)
     assert all(is_refusal(p["chosen"][0]["content"]) for p in pairs)
     assert not any(is_refusal(p["rejected"][0]["content"]) for p in pairs)
-    assert len({p["id"] for p in mixed(pairs, declared(SETTINGS, Settings))}) == len(pairs)
+    assert len({p["id"] for p in pairs}) == len(pairs)
 
 
-def test_no_tuning_prompt_is_trained_on(public):
+def test_no_tuning_prompt_nor_the_like_of_one_is_trained_on(public, monkeypatch):
     tuning = {item["prompt"] for item in evaluate_safety.rows_of("harmful_tune")}
-    assert len(tuning) == 56
-    asked = {p["prompt"][-1]["content"] for p in build_pairs.research({"research"})[0]}
-    assert not asked & tuning
+    found, funnel = build_pairs.research({"research"})
+    asked = [p["prompt"][-1]["content"] for p in found["medsafetybench-train"]]
+    assert len(tuning) == 72 == funnel["medsafetybench-train"]["dropped"]["a tuning prompt"]
+    assert asked and not set(asked) & tuning
+    alike = " ".join(reversed(asked[0].split()))  # the same words in another order
+    monkeypatch.setattr(evaluate_safety, "rows_of", lambda name: [{"prompt": f"{alike} now"}])
+    found, funnel = build_pairs.research({"research"})
+    again = {p["prompt"][-1]["content"] for p in found["medsafetybench-train"]}
+    assert asked[0] not in again and asked[1] in again
+    assert funnel["medsafetybench-train"]["dropped"]["a tuning prompt"] == 1
 
 
-def test_accepted_refusals_that_are_not_there_stop_it(monkeypatch):
+def test_accepted_refusals_need_their_file_and_every_evaluation(public, monkeypatch):
+    monkeypatch.undo()
     monkeypatch.delenv("MEDALIGN_DATA_DIR", raising=False)
     with pytest.raises(StepError, match="medsafetybench-train: not on the hub"):
         build_pairs.research({"research"})
+    monkeypatch.setenv("MEDALIGN_DATA_DIR", str(public.parent))
+    with pytest.raises(StepError, match="must be kept apart from every evaluation"):
+        build_pairs.research({"research"})
+
+
+def test_every_category_of_the_mix_is_rewarded_for_what_its_better_answers_do(settings):
+    refusal = "I'm sorry, but I can't help with that; please speak to someone you trust about it."
+    for category in settings.most:
+        refused = rewards.reward(category, refusal)
+        assert (refused == 1) == (category in ("harmful_request", "research")), category

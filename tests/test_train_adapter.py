@@ -11,6 +11,7 @@ import pytest
 import yaml
 from conftest import RECIPE
 
+from medalign import train_adapter
 from medalign.artifacts import ROOT, StepError
 from medalign.recipe import read_yaml
 from medalign.run_axolotl import locked, run_axolotl
@@ -118,3 +119,31 @@ def test_a_malformed_override_is_refused(tmp_path):
     assert done.returncode == 1
     assert done.stderr == "error: --set seed: write KEY=VALUE\n"
     assert json.dumps(sorted(p.name for p in tmp_path.iterdir())) == "[]"
+
+
+def test_what_was_learnt_names_the_sources_that_trained(tmp_path, monkeypatch):
+    """Later pairs without them change nothing: publish reads this where the rows were made anew."""
+    monkeypatch.setattr(train_adapter, "ROOT", tmp_path)
+    for folder in ("pairs", "own"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.jsonl").write_text("{}")
+    theirs = {"name": "theirs", "license": "mit", "terms": "research", "hub": None, "columns": {}}
+    facts = {
+        "license": "apache-2.0, silver.jsonl as its sources say",
+        "funnel": {"theirs": {"read": 9, "train": 8}, "dropped": {"read": 9, "train": 0}},
+        "sources": {"theirs": theirs, "dropped": theirs, "an evaluation": {"license": "mit"}},
+    }
+    (tmp_path / "pairs/manifest.json").write_text(json.dumps(facts))
+    names = {"datasets[0].path": "pairs/train.jsonl", "datasets[1].path": "own/train.jsonl"}
+    monkeypatch.setattr(train_adapter, "local_files", lambda config: {**names, "base_model": "b"})
+    data = train_adapter.learnt({})
+    assert list(data) == ["train.jsonl", "own/train.jsonl"]
+    assert data["train.jsonl"]["sources"] == {
+        "theirs": {"license": "mit", "terms": "research", "hub": None}
+    }
+    assert data["own/train.jsonl"] == {
+        "rows": None,
+        "examples": None,
+        "license": None,
+        "sources": {},
+    }
