@@ -144,8 +144,8 @@ def positions(steps: list[dict[str, Any]]) -> int | None:
 
     Axolotl and TRL count them from nothing again when a run goes on.
     """
-    counted = [e.get("tokens/total", e.get("num_tokens")) for e in steps]
-    counted = [n for n in counted if n is not None]
+    seen = (e.get("tokens/total", e.get("num_tokens")) for e in steps)
+    counted = [int(n) for n in seen if n is not None]
     restarts = [n for n, after in itertools.pairwise(counted) if after < n]
     return sum(restarts) + counted[-1] if counted else None
 

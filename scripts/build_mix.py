@@ -66,7 +66,7 @@ TABLES = ("terminology.yaml", "clinical_words.yaml", "system_prompt.txt")
 def usable(accept: set[str]) -> tuple[list[sources.Source], dict[str, str]]:
     """The sources to use here, and the others with the reason why not."""
     declared, _ = sources.load()
-    terms = {dataset.terms for dataset in (*declared, *sources.refusals())}
+    terms = {s.terms for s in declared} | {s.terms for s in sources.refusals()}
     if unknown := accept - terms:
         raise StepError(f"ACCEPT={','.join(sorted(unknown))}: no source has such terms")
     used, left_out = [], {}
