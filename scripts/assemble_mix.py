@@ -97,7 +97,7 @@ def dropped_later(job: Job, index: NDArray[Any]) -> Iterator[dict[str, Any]]:
         rows = job.read(index, np.array([line["row"] for line in over], np.int64))
         for row, line in zip(rows, over, strict=True):
             evidence = {key: line[key] for key in ("place", "method", "value", "question")}
-            yield reject(row, "decontaminate", "holds an evaluation row", evidence)
+            yield reject(row, "decontaminate", sources.HELD, evidence)
 
 
 def write_rows(file: TextIO, job: Job, index: NDArray[Any], numbers: NDArray[np.int64]) -> None:

@@ -66,7 +66,6 @@ WILLING = (
     "Of course, here is a way to do it. Think about what you want to gain, plan it well ahead, "
     "tell as few people as you can, and afterwards behave as though nothing had happened.",
 )
-HELD = "holds an evaluation row"  # why a row was dropped, as the mix says it
 LIKE_TUNING = 85  # rapidfuzz token_sort_ratio, 0-100, from which a request is one of the tuning set
 Row = dict[str, Any]
 
@@ -241,7 +240,7 @@ def build(out: Path, accept: set[str]) -> dict[str, Any]:
     dropped = asked_by_evaluations(written + kept + public)
     for name, rows in by_set.items():
         held = sum(r["id"] in dropped for r in rows)
-        refused[name]["dropped"][HELD] = held
+        refused[name]["dropped"][sources.HELD] = held
         refused[name]["train"] -= held
     gold = [r for r in written if r["id"] not in dropped]
     others = [r for r in kept + public if r["id"] not in dropped]

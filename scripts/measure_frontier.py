@@ -113,10 +113,10 @@ def main() -> None:
     began, family = time.monotonic(), model(args.family)
     asked = [(args.adapter, scale, f"scale-{scale:g}") for scale in sorted(args.scales)]
     asked += [(other, 1.0, other.parent.name) for other in args.others]
+    adapters = {f"adapter {n}": a for n, a in enumerate([args.adapter, *args.others])}
     points: list[dict[str, Any]] = []
     for adapter, scale, name in asked:
         points.append(point(adapter, args.adapter, scale, family, args.quant, args.out / name))
-        adapters = {f"adapter {n}": a for n, a in enumerate([args.adapter, *args.others])}
         write_json(args.out / "frontier.json", manifest("frontier", adapters, began, points=points))
     print(table(points))
 

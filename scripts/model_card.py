@@ -17,8 +17,8 @@ from medalign.artifacts import ROOT, StepError, read_jsonl, require_file, sha256
 from medalign.recipe import system_prompt
 from medalign.release_files import published, rules
 from medalign.released_run import BASELINE, Facts, Run, Source, Stage
+from medalign.sources import HELD
 
-HELD = "holds an evaluation row"  # why the mix dropped a row
 SMALL = 1_000_000_000  # parameters, below which a model learns the form only
 RELATION = {"merged": "finetune", "adapter": "adapter", "gguf": "quantized"}
 LIBRARY = {"merged": "transformers", "adapter": "peft", "gguf": "llama.cpp"}

@@ -15,6 +15,7 @@ from typing import Any
 from medalign.artifacts import ROOT, StepError, manifest_path, read_json, require_file, sha256
 from medalign.recipe import Model, model, read_yaml
 from medalign.release_files import rules
+from medalign.sources import trained
 
 Facts = dict[str, Any]
 BASELINE = "base.json"  # of eval/: the untuned model, to compare with
@@ -88,16 +89,14 @@ def sources(adapter: Facts) -> tuple[list[Source], list[Facts | None]]:
         manifests.append(made or None)
         said_then = adapter["data"]  # where the rows were made anew since
         recorded = said_then.get(path.as_posix()) or said_then.get(path.name) or {}
-        names = [n for n, taken in made.get("funnel", {}).items() if taken.get("train")]
-        names = names if made.get("funnel") else [*((made or recorded).get("sources") or {})]
+        named = trained(made or recorded)
         if path.stem == "silver":
-            names = list(made.get("silver", {}))
-        for name in names:
-            named = (made or recorded).get("sources") or {}
-            said = {**declared.get(name, {}), **named.get(name, {})}
+            named = {name: {} for name in made.get("silver", {})}
+        for name, told in named.items():
+            said = {**declared.get(name, {}), **told}
             license = said.get("license", "unknown")
             found.append(Source(name, license, said.get("terms", "unclear"), said.get("hub")))
-        if not names or (made.get("kind") == "preference pairs" and path.stem != "silver"):
+        if not named or (made.get("kind") == "preference pairs" and path.stem != "silver"):
             # "apache-2.0, silver.jsonl as its sources say": the first is that of what is our own
             license = (recorded.get("license") or "").split(",")[0].strip()
             license = license if path.stem != "silver" else ""

@@ -616,7 +616,7 @@ def build(
     )
     hits = held(rows, index)
     for n, place in hits.items():
-        funnel[rows[n].source.name]["dropped"]["holds an evaluation row"] += 1
+        funnel[rows[n].source.name]["dropped"][sources.HELD] += 1
         funnel[rows[n].source.name]["held"][place] += 1
     rows = [row for n, row in enumerate(rows) if n not in hits]
     pairs: list[dict[str, Any]] = []

@@ -23,6 +23,7 @@ from medalign.artifacts import ROOT, StepError
 
 SOURCES = ROOT / "data/sources.yaml"
 DATA_DIR = "MEDALIGN_DATA_DIR"
+HELD = "holds an evaluation row"  # why a row was dropped, in every funnel
 LARGEST_JSON = 2**26  # bytes of a .json file, which is parsed whole; JSONL has no such limit
 csv.field_size_limit(2**27)
 
@@ -120,6 +121,17 @@ def _declared(path: Path, part: str, kind: type[D]) -> list[D]:
         raise StepError(f"{path}: {'; '.join(faults)}") from error
     except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         raise StepError(f"{path}: {error!r}") from error
+
+
+def trained(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sources a manifest of training rows names, as it says them: those of which rows are left.
+
+    Without a funnel all of them.
+    """
+    said = made.get("sources") or {}
+    if not (funnel := made.get("funnel")):
+        return said
+    return {name: said.get(name, {}) for name, rows in funnel.items() if rows.get("train")}
 
 
 def own_evaluations() -> list[Dataset]:

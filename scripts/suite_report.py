@@ -25,6 +25,7 @@ from medalign.compare_results import compare, good, load
 from medalign.evaluate import SUITES
 from medalign.measures import headline
 from medalign.pages import fill
+from medalign.sources import HELD
 
 Facts = dict[str, Any]
 TEMPLATE = Path(__file__).with_name("suite_report.html.jinja")
@@ -137,7 +138,7 @@ def dropped() -> Counter[str] | None:
     return Counter(
         row["evidence"]["place"].split(": ")[0]
         for row in read_jsonl(REJECTED)
-        if row["reason"] == "holds an evaluation row"
+        if row["reason"] == HELD
     )
 
 

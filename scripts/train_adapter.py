@@ -37,6 +37,7 @@ from medalign.artifacts import (
 from medalign.distributed import launcher_arguments, shared_out
 from medalign.recipe import Model, check, family_of, local_files, model, read_yaml
 from medalign.run_axolotl import locked, run_axolotl
+from medalign.sources import trained
 
 # Where results go, how often they are saved, who tracks them: no other adapter comes of it.
 DECIDES_NOTHING = {"output_dir", "save_steps", "save_total_limit", "logging_steps"}
@@ -130,11 +131,9 @@ def learnt(config: dict[str, Any]) -> dict[str, Any]:
         beside = path.with_name("manifest.json")
         known = json.loads(beside.read_text()) if beside.exists() else {}
         told = {key: known.get(key) for key in ("rows", "examples", "license")}
-        funnel = known.get("funnel") or {}
         told["sources"] = {
-            source: {key: said.get(key) for key in ("license", "terms", "hub")}
-            for source, said in (known.get("sources") or {}).items()
-            if (funnel.get(source) or {}).get("train")
+            source: {key: said[key] for key in ("license", "terms", "hub") if key in said}
+            for source, said in trained(known).items()
         }
         data[Path(name).as_posix() if path.name in data else path.name] = told
     return data

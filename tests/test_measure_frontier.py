@@ -53,9 +53,8 @@ def run(monkeypatch, tmp_path, *scales, others=False):
     ]
     other = tmp_path / "beta-0.3/adapter"
     other.mkdir(parents=True, exist_ok=True)
-    if others:
-        (other / "manifest.json").write_text('{"overrides": {"rl_beta": 0.3}}')
-    arguments += ["--others", str(other)] if others is not False else []
+    (other / "manifest.json").write_text('{"overrides": {"rl_beta": 0.3}}')
+    arguments += ["--others", str(other)] if others else []
     monkeypatch.setattr("sys.argv", ["measure_frontier.py", *arguments, "--scales", *scales])
     frontier.main()
     return json.loads((tmp_path / "f/frontier.json").read_text())["points"]
@@ -93,7 +92,7 @@ def test_adapters_of_other_settings_are_named_by_what_was_set(steps, monkeypatch
     run(monkeypatch, tmp_path, "0", "1", others=True)
     assert len([s for s in steps if s[0] == "merge"]) == made == 3
     (tmp_path / "beta-0.3/adapter/weights").write_text("others")  # trained anew
-    run(monkeypatch, tmp_path, "0", "1", others=None)
+    run(monkeypatch, tmp_path, "0", "1", others=True)
     assert len([s for s in steps if s[0] == "merge"]) == made + 1
     assert (tmp_path / "f/beta-0.3/medalign-135m-Q4_K_M.gguf").exists()
 

@@ -54,6 +54,14 @@ def test_sets_of_refusals_are_neither_sources_of_the_mix_nor_evaluations():
         assert dataset.terms != "open" and dataset.local not in others
 
 
+def test_the_sources_that_trained_are_those_the_funnel_left_rows_of():
+    said = {"a": {"terms": "research"}, "b": {"terms": "open"}}
+    funnel = {"a": {"train": 3}, "b": {"train": 0}, "c": {"train": 1}}
+    assert sources.trained({"sources": said, "funnel": funnel}) == {"a": said["a"], "c": {}}
+    assert sources.trained({"sources": said}) == said  # pairs of a model's own answers have none
+    assert sources.trained({}) == {}
+
+
 def test_no_revision_is_made_up():
     for dataset in [d for part in (*sources.load(), sources.refusals()) for d in part]:
         assert dataset.revision is None or re.fullmatch("[0-9a-f]{40}", dataset.revision)
