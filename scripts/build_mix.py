@@ -84,7 +84,7 @@ def usable(accept: set[str]) -> tuple[list[sources.Source], dict[str, str]]:
 
 def evaluations() -> list[sources.Dataset]:
     """All evaluations. StepError names those that cannot be read: a mix is not made without."""
-    found = [*sources.load()[1], *sources.own_evaluations()]
+    found = sources.evaluations()
     lacking = [f"{e.name}: {why}" for e in found if (why := sources.missing(e)) is not None]
     if lacking:
         raise StepError(
@@ -225,8 +225,8 @@ def list_inputs(path: Path, accept: set[str]) -> None:
     used, left_out = usable(accept)
     files = [ROOT / "scripts" / f"{name}.py" for name in CODE]
     files += [ROOT / "data" / name for name in TABLES] + [MIX, sources.SOURCES]
-    held = [*sources.load()[1], *sources.own_evaluations()]
-    files += [file for d in (*used, *held) if (file := d.file()) is not None and file.exists()]
+    read = [d.file() for d in (*used, *sources.evaluations())]
+    files += [file for file in read if file is not None and file.exists()]
     lines = [f"{file} {(stat := file.stat()).st_size} {stat.st_mtime_ns}" for file in files]
     text = "\n".join([*lines, *(f"{name}: {why}" for name, why in left_out.items()), ""])
     if not path.exists() or path.read_text() != text:

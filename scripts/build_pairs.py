@@ -179,7 +179,7 @@ def evaluations() -> tuple[list[sources.Dataset], list[str]]:
 
     What is written for this project is compared with all of them by a test.
     """
-    every = [*sources.load()[1], *sources.own_evaluations()]
+    every = sources.evaluations()
     absent = {dataset.name: sources.missing(dataset) for dataset in every}
     return (
         [dataset for dataset in every if absent[dataset.name] is None],

@@ -149,6 +149,11 @@ def own_evaluations() -> list[Dataset]:
     ]
 
 
+def evaluations() -> list[Dataset]:
+    """Everything that training is kept apart from: the declared evaluations and our own."""
+    return [*load()[1], *own_evaluations()]
+
+
 def local_folder() -> Path:
     """The folder that MEDALIGN_DATA_DIR names. StepError if it names none."""
     if not (folder := os.environ.get(DATA_DIR)):
