@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from rich.table import Table
 from medalign.artifacts import (
     ROOT,
     StepError,
+    manifest_path,
     read_json,
     require_file,
     run_step,
+    sha256,
+    shown,
     write_json,
     written_whole,
 )
@@ -71,12 +75,33 @@ def first_round(run: Path) -> Path:
     return run.parent if re.fullmatch(r"round-\d+", run.name) else run
 
 
+@cache
+def answered(run: Path, file: str) -> Facts | None:
+    """A stage's evaluation; None where it was not asked, or was before it was trained anew.
+
+    The chain of hashes tells: evaluation → GGUF → merged model.
+    """
+    if not (run / "eval" / file).exists():
+        return None
+    result = read_json(run / "eval" / file, "make eval")
+    model = result["inputs"]["model"]
+    gguf = run / Path(model["path"]).name
+    if not manifest_path(gguf).exists():
+        return result
+    made = read_json(manifest_path(gguf), "make gguf")
+    same = made["sha256"] == model["sha256"]
+    if same and (run / "merged").exists():
+        same = made["inputs"]["model"]["sha256"] == sha256(run / "merged")
+    if not same:
+        print(f"{shown(run)}: {file} is of an earlier model and left out; make eval, eval-safety")
+    return result if same else None
+
+
 def evaluated(run: Path) -> Facts:
     """Rates of a stage by name; a stage that was not asked has none."""
     scores: Facts = {}
     for file, key in (("safety.json", "refused"), ("tuned.json", "strict")):
-        if (run / "eval" / file).exists():
-            result = read_json(run / "eval" / file, "make eval")
+        if result := answered(run, file):
             scores |= {name: found[key] for name, found in result["scores"].items()}
     return scores
 
@@ -127,9 +152,7 @@ def examples(found: dict[str, Path]) -> list[Facts]:
     """Evenly spaced prompts of each safety set with every stage's answer: no choice among them."""
     answers: dict[tuple[str, str], Facts] = {}
     for stage, run in found.items():
-        if not (run / "eval/safety.json").exists():
-            continue
-        for item in read_json(run / "eval/safety.json", "make eval-safety")["items"]:
+        for item in (answered(run, "safety.json") or {"items": []})["items"]:
             entry = answers.setdefault(
                 (item["set"], item["id"]),
                 {"set": item["set"], "prompt": item["prompt"], "said": {}},
