@@ -97,7 +97,7 @@ def row(id: str, category: str, prompt: str, chosen: str, rejected: str) -> Row:
 def contrast(id: str) -> str:
     """What the two pairs of one contrast have in common: xa-001 and xa-002 are xa-1."""
     prefix, number = id.split("-")
-    return f"{prefix}-{(int(number) + 1) // 2}" if prefix.startswith("x") else id
+    return f"{prefix}-{(int(number) + 1) // 2}" if prefix[0] in "xy" else id
 
 
 def is_held_out(id: str, settings: Settings) -> bool:
