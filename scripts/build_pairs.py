@@ -95,7 +95,10 @@ def row(id: str, category: str, prompt: str, chosen: str, rejected: str) -> Row:
 
 
 def contrast(id: str) -> str:
-    """What the two pairs of one contrast have in common: xa-001 and xa-002 are xa-1."""
+    """What the two pairs of one contrast have in common: xa-001 and xa-002 are xa-1.
+
+    Contrasts have ids that begin with x or y; every other pair stands alone.
+    """
     prefix, number = id.split("-")
     return f"{prefix}-{(int(number) + 1) // 2}" if prefix[0] in "xy" else id
 

@@ -50,6 +50,7 @@ CURVES = {  # figures of the training log, drawn together: first in the colour o
 }
 EXAMPLES = 6
 Facts = dict[str, Any]
+digest = cache(sha256)  # a merged model is hashed once, however many evaluations are of it
 
 
 def stages(run: Path) -> dict[str, Path]:
@@ -91,7 +92,7 @@ def answered(run: Path, file: str) -> Facts | None:
     made = read_json(manifest_path(gguf), "make gguf")
     same = made["sha256"] == model["sha256"]
     if same and (run / "merged").exists():
-        same = made["inputs"]["model"]["sha256"] == sha256(run / "merged")
+        same = made["inputs"]["model"]["sha256"] == digest(run / "merged")
     if not same:
         print(f"{shown(run)}: {file} is of an earlier model and left out; make eval, eval-safety")
     return result if same else None
