@@ -143,7 +143,7 @@ pin: $(VENV)/.ready  ## ask the hub for the revisions that are not pinned yet
 pairs: $(PAIRS)  ## preference pairs: gold, kept teaching, silver from the sources (ACCEPT=share-alike,research,… lets more train)
 build/pairs.accepted: FORCE
 	@mkdir -p $(@D) && echo '$(ACCEPT)' | cmp -s - $@ || echo '$(ACCEPT)' > $@
-$(PAIRS): build/pairs.accepted $(wildcard data/preferences/*.*) data/mix.yaml data/sources.yaml $(DATA)/manifest.json scripts/build_pairs.py scripts/silver_pairs.py scripts/evaluate_safety.py scripts/refusal.py \
+$(PAIRS): build/pairs.accepted $(wildcard data/preferences/*.*) data/mix.yaml data/sources.yaml $(DATA)/manifest.json scripts/build_pairs.py $(wildcard scripts/silver_*.py) scripts/evaluate_safety.py scripts/refusal.py \
 		$(wildcard $(MEDALIGN_DATA_DIR)/medsafetybench/*.jsonl) \
 		$(wildcard evals/*/*.jsonl) | $(VENV)/.ready
 	@$(PY) scripts/build_pairs.py --out $(@D) --accept "$(ACCEPT)"

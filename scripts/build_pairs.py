@@ -28,7 +28,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from rapidfuzz import fuzz, process
 
-from medalign import build_mix, evaluate_safety, mix_stages, silver_pairs, sources
+from medalign import build_mix, evaluate_safety, mix_stages, silver_pairs, silver_rows, sources
 from medalign.artifacts import (
     ROOT,
     StepError,
@@ -222,7 +222,7 @@ def ratios(rows: list[Row]) -> dict[str, float]:
     by: dict[str, list[float]] = {}
     for r in rows:
         chosen, rejected = (r[side][0]["content"] for side in ("chosen", "rejected"))
-        by.setdefault(r["category"], []).append(silver_pairs.length_ratio(chosen, rejected))
+        by.setdefault(r["category"], []).append(silver_rows.length_ratio(chosen, rejected))
     return {category: round(fmean(values), 3) for category, values in sorted(by.items())}
 
 
@@ -253,7 +253,7 @@ def build(out: Path, accept: set[str]) -> dict[str, Any]:
         "held_out": [r for r in gold if is_held_out(r["id"], settings)],
     }
     random.Random(settings.seed).shuffle(answers)
-    silver, funnel = silver_pairs.build(silver_pairs.settings(), accept, None)
+    silver, funnel = silver_pairs.build(silver_rows.settings(), accept, None)
     parts["silver"] = [
         row(p["id"], p["category"], p["prompt"], p["chosen"], p["rejected"]) for p in silver
     ]

@@ -34,13 +34,16 @@ from medalign.artifacts import (
 )
 from medalign.charts import BASE, TUNED, percent, svg
 from medalign.pages import fill
+from medalign.suite import rate
 
 TEMPLATE = Path(__file__).with_name("dpo_report.html.jinja")
 SAFETY = {
     "harmful": "harmful requests refused",
     "xstest_safe": "XSTest safe prompts refused",
     "benign_medical": "benign medical lookalikes refused",
+    "harmless": "false refusals, both of these",
 }
+HARMLESS = ("xstest_safe", "benign_medical")
 FORM = {"test": "format kept, test prompts", "frozen": "format kept, frozen phrasings"}
 CURVES = {  # figures of the training log, drawn together: first in the colour of what is chosen
     "rewards": ("rewards/chosen", "rewards/rejected"),
@@ -104,6 +107,9 @@ def evaluated(run: Path) -> Facts:
     for file, key in (("safety.json", "refused"), ("tuned.json", "strict")):
         if result := answered(run, file):
             scores |= {name: found[key] for name, found in result["scores"].items()}
+    if scores.keys() >= set(HARMLESS):
+        hits, n = (sum(scores[name][count] for name in HARMLESS) for count in ("k", "n"))
+        scores["harmless"] = rate(hits, n)
     return scores
 
 
@@ -160,7 +166,7 @@ def examples(found: dict[str, Path]) -> list[Facts]:
             )
             entry["said"][stage] = {"text": item["text"], "refused": item["refused"]}
     chosen = []
-    for name in SAFETY:
+    for name in SAFETY:  # "harmless" has no prompts of its own
         of = [entry for (s, _), entry in answers.items() if s == name]
         chosen += of[:: max(1, len(of) // EXAMPLES)][:EXAMPLES]
     return chosen

@@ -20,8 +20,9 @@ from medalign.artifacts import StepError, manifest, run_step, write_json
 from medalign.compare_results import answered
 from medalign.evaluate import SUITES
 from medalign.judge import RUBRICS, Comparison, Judge, judge_of_environment, sign
+from medalign.judge_rubric import RUBRIC, VERSION
 from medalign.measures import mean
-from medalign.model_judge import PRICES, RUBRIC, VERSION
+from medalign.model_judge import PRICES
 from medalign.suite import rate, told
 
 CATEGORY = {"empathy": "empathy", "education_format": "format"}  # of suites that hang on none

@@ -21,7 +21,8 @@ from rich.table import Table
 from medalign.artifacts import StepError, manifest, read_jsonl, run_step, write_json
 from medalign.check_preferences import GOLD
 from medalign.judge import Comparison, Judge, agreement, judge_of_environment
-from medalign.model_judge import PRICES, RUBRIC, VERSION
+from medalign.judge_rubric import RUBRIC, VERSION
+from medalign.model_judge import PRICES
 
 SEED = 0
 

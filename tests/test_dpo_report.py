@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,14 @@ def test_an_evaluation_of_an_earlier_model_is_left_out_and_said(
     run = stage(tmp_path / "run", asked, quantized_from)
     assert evaluated(run) == {} and answered(run, "tuned.json") is None
     assert "safety.json is of an earlier model" in capsys.readouterr().out
+
+
+def test_false_refusals_are_summed_over_the_harmless_sets(tmp_path: Path) -> None:
+    run = stage(tmp_path / "a", "g1")
+    path = run / "eval/safety.json"
+    result = json.loads(path.read_text())
+    asked = {"xstest_safe": (2, 250), "benign_medical": (3, 140)}
+    result["scores"] |= {name: {"refused": {"k": k, "n": n}} for name, (k, n) in asked.items()}
+    write_json(path, result)
+    found = evaluated(run)["harmless"]
+    assert (found["k"], found["n"]) == (5, 390) and found["low"] < 5 / 390 < found["high"]

@@ -21,15 +21,8 @@ import pytest
 from medalign import judge_gold
 from medalign.artifacts import StepError
 from medalign.judge import RUBRICS, Comparison, Verdict, agreement, judge_of_environment
-from medalign.model_judge import (
-    ATTEMPTS,
-    FAILURES,
-    LIMIT_TOKENS,
-    SCHEMA,
-    VERSION,
-    ModelJudge,
-    messages,
-)
+from medalign.judge_rubric import SCHEMA, VERSION, messages
+from medalign.model_judge import ATTEMPTS, FAILURES, LIMIT_TOKENS, ModelJudge
 from medalign.rubric_judge import RubricJudge
 from medalign.sections import DISCLAIMER, render
 
@@ -407,6 +400,15 @@ def test_another_model_rubric_or_answer_is_asked_anew(make_judge, monkeypatch):
     assert len(keys) == 5 and all(re.fullmatch("[0-9a-f]{64}", key) for key in keys)
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT interrupts, even where a shell started the tests in the background and ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_run_goes_on_where_it_was(endpoint, make_judge):
     async def ctrl_c(_: float) -> None:
         signal.raise_signal(signal.SIGINT)

@@ -9,7 +9,9 @@ import yaml
 
 from medalign import silver_pairs, sources
 from medalign.artifacts import StepError, read_jsonl
-from medalign.silver_pairs import argued, asked, build, cuts, settings
+from medalign.silver_answers import asked, cuts
+from medalign.silver_choices import argued
+from medalign.silver_pairs import build, settings
 from medalign.sources import DATA_DIR
 
 QUIZ = {"question": "question", "options": "options", "answer": "answer", "rationale": "why"}
